@@ -1,0 +1,161 @@
+"""The socket pair between the supervisor and one child: framed messages, with descriptors.
+
+Both ends use it. Downwards (supervisor to child) a message is pickled: the child is
+the supervisor's own fork. Upwards it is JSON, because a worker faces the network and
+the supervisor must not let it choose objects. Sending never waits: what the socket
+does not take stays in a queue until `flush`.
+
+End of file means that the other process is gone, and nothing else: orders to retire
+are messages.
+"""
+
+from __future__ import annotations
+
+import array
+import pickle
+import socket
+import struct
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+HEADER: Final = struct.Struct("!II")
+"""Payload length in bytes, number of descriptors."""
+
+BATCH: Final = 250
+"""Descriptors per sendmsg; the kernel takes at most 253 (SCM_MAX_FD, unix(7))."""
+
+LIMIT: Final = 64 << 20
+"""Longest payload in bytes either side accepts; only a fault could exceed it."""
+
+Message = dict[str, Any]
+
+
+class ChannelError(Exception):
+    """The peer sent something that is not a message."""
+
+
+class Channel:
+    """One end of the pair."""
+
+    def __init__(self, sock: socket.socket, *, trusted: bool) -> None:
+        """Talk over `sock`, a connected AF_UNIX stream socket, which becomes the channel's.
+        `trusted` says that what arrives comes from the supervisor (pickle); what is
+        sent is encoded for the opposite direction."""
+        sock.setblocking(False)
+        self.sock = sock
+        self._trusted = trusted
+        self._out: deque[tuple[bytes, list[int]]] = deque()
+        self._in = bytearray()
+        self._descriptors: list[int] = []
+        self._lost = False
+
+    def fileno(self) -> int:
+        """The descriptor, for epoll."""
+        return self.sock.fileno()
+
+    @property
+    def backlog(self) -> bool:
+        """Whether something waits to be sent: call `flush` when writable."""
+        return bool(self._out)
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send `message`, and duplicates of `descriptors` (which stay the caller's, and must
+        stay open until `backlog` is false). Errors of a dead peer are not reported
+        here: its end is read as end of file."""
+        payload = orjson.dumps(message) if self._trusted else pickle.dumps(message)
+        frame = HEADER.pack(len(payload), len(descriptors)) + payload
+        batches = [list(descriptors[i : i + BATCH]) for i in range(0, len(descriptors), BATCH)]
+        # Each batch rides on a byte of the frame of its own; the header alone has 8, so
+        # more than 7 batches ride on slices of the payload.
+        for batch in batches[:-1]:
+            self._out.append((frame[:1], batch))
+            frame = frame[1:]
+        self._out.append((frame, batches[-1] if batches else []))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send as much as the socket takes."""
+        while self._out:
+            data, descriptors = self._out[0]
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+            try:
+                sent = self.sock.sendmsg([data], ancillary if descriptors else [])
+            except BlockingIOError:
+                return
+            except OSError:  # EPIPE, ECONNRESET: the peer is gone
+                self._out.clear()
+                return
+            if sent < len(data):
+                self._out[0] = (data[sent:], [])
+            else:
+                self._out.popleft()
+
+    def receive(self) -> tuple[list[tuple[Message, list[int] | None]], bool]:
+        """Everything that has arrived: a list of (message, descriptors), and whether the
+        peer is still there. Descriptors are None when some were lost on the way (no
+        room in this process: EMFILE); they belong to the caller. Raises ChannelError."""
+        alive = True
+        while True:
+            try:
+                data, ancillary, flags, _ = self.sock.recvmsg(
+                    1 << 16, socket.CMSG_SPACE(BATCH * 4), socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                break
+            except OSError:
+                data, ancillary, flags = b"", [], 0
+            for level, kind, value in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    received = array.array("i")
+                    received.frombytes(value[: len(value) - len(value) % received.itemsize])
+                    self._descriptors += received
+            if flags & socket.MSG_CTRUNC:
+                self._lost = True
+            if not data:
+                alive = False
+                break
+            self._in += data
+        return self._messages(), alive
+
+    def close(self) -> None:
+        """Close this end."""
+        self.sock.close()
+
+    def _messages(self) -> list[tuple[Message, list[int] | None]]:
+        messages: list[tuple[Message, list[int] | None]] = []
+        while len(self._in) >= HEADER.size:
+            length, count = HEADER.unpack_from(self._in)
+            if length > LIMIT:
+                raise ChannelError(f"a message of {length} bytes")
+            end = HEADER.size + length
+            if len(self._in) < end:
+                break
+            payload = bytes(self._in[HEADER.size : end])
+            del self._in[:end]
+            descriptors: list[int] | None = self._descriptors[:count]
+            del self._descriptors[:count]
+            if self._lost and count:
+                for descriptor in descriptors or []:
+                    socket.close(descriptor)
+                descriptors = None
+                self._lost = False
+            messages.append((self._decode(payload), descriptors))
+        return messages
+
+    def _decode(self, payload: bytes) -> Message:
+        try:
+            message = pickle.loads(payload) if self._trusted else orjson.loads(payload)
+        except ValueError as error:
+            raise ChannelError(str(error)) from error
+        if not isinstance(message, dict):
+            raise ChannelError(f"a {type(message).__name__} instead of a message")
+        return message
+
+
+def pair() -> tuple[Channel, Channel]:
+    """A connected pair: (the supervisor's end, the child's end)."""
+    parent, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return Channel(parent, trusted=False), Channel(child, trusted=True)

@@ -1,0 +1,98 @@
+"""The command line: flags, then check or run. The only place that exits.
+
+The flags are rinetd's (`-c`, `-f`, `-h`, `-v`), so that its init scripts work, plus
+`-t` and `--lenient`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from fastfwd import __version__
+from fastfwd.model import ConfigError
+
+DEFAULT_FILE = "/etc/rinetd.conf"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `fastfwd`. Exit status: 0 stopped or valid, 1 the configuration or the
+    start failed, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    file = os.path.abspath(options.conf_file)
+    try:
+        if options.test:
+            sys.exit(_test(file, lenient=options.lenient))
+        from fastfwd.supervisor.main import Options, run
+
+        sys.exit(run(Options(file, foreground=options.foreground, lenient=options.lenient)))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"fastfwd: {problem}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastfwd",
+        description="Forward TCP connections as rinetd does, on every core. "
+        "What to forward is in the configuration file; see fastfwd(8).",
+    )
+    add = parser.add_argument
+    add(
+        "-c",
+        "--conf-file",
+        metavar="FILE",
+        default=DEFAULT_FILE,
+        help=f"configuration (default {DEFAULT_FILE})",
+    )
+    add(
+        "-f",
+        "--foreground",
+        action="store_true",
+        help="do not go to the background; messages to standard error",
+    )
+    add("-t", "--test", action="store_true", help="check the configuration and exit")
+    add(
+        "--lenient",
+        action="store_true",
+        help="skip lines with errors, with a warning, as rinetd before 0.63 did",
+    )
+    add("-v", "--version", action="version", version=f"fastfwd {__version__}")
+    return parser
+
+
+def _test(file: str, *, lenient: bool) -> int:
+    """Check `file` as a start would, names included, without opening anything."""
+    from fastfwd.config.check import check
+    from fastfwd.config.load import load
+    from fastfwd.config.resolve import Unresolvable, hosts, is_local, lookup
+    from fastfwd.model import Address, Problem
+
+    config = load(file, lenient=lenient)
+    bind, dial = hosts(config)
+    addresses: dict[str, list[Address]] = {}
+    problems = []
+    for forward in config.forwards:
+        for name in (forward.listen.host, forward.target.host, forward.source):
+            if name is None or name not in bind | dial or name in addresses:
+                continue
+            try:
+                addresses[name] = lookup(name)
+            except Unresolvable as error:
+                text = f"expected a host that can be resolved, found '{name}': {error.reason}"
+                addresses[name] = []
+                if error.definitive or name in bind:
+                    problems.append(Problem(forward.origin, text))
+                else:
+                    print(f"fastfwd: {Problem(forward.origin, text)}", file=sys.stderr)
+    problems += check(config, addresses=addresses, is_local=is_local)
+    if problems:
+        raise ConfigError(problems)
+    for warning in config.warnings:
+        print(f"fastfwd: {warning}", file=sys.stderr)
+    count = len(config.forwards)
+    print(f"fastfwd: {file} is valid: {count} forward{'s' if count != 1 else ''}", file=sys.stderr)
+    return 0

@@ -1,0 +1,186 @@
+"""What is wrong between the lines of a configuration: listeners in each other's way, forwards that lead back.
+
+Called by load with nothing resolved yet, and by the supervisor once names are
+known. Pure: what names mean and which addresses are this host's own is handed
+in, and what is not known is not judged.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from fastfwd.config.resolve import numeric
+from fastfwd.config.wording import quote
+from fastfwd.model import Address, Config, Forward, Problem, Protocol
+
+Addresses = Mapping[str, Sequence[Address]]
+IsLocal = Callable[[Address], bool]
+
+_ANY4 = Address(socket.AF_INET, "0.0.0.0")
+_ANY6 = Address(socket.AF_INET6, "::")
+# connect(2) to "any" reaches this host's loopback.
+_LOOPBACK = {_ANY4: Address(socket.AF_INET, "127.0.0.1"), _ANY6: Address(socket.AF_INET6, "::1")}
+
+
+def check(config: Config, *, addresses: Addresses, is_local: IsLocal) -> list[Problem]:
+    """Every conflict between the forwards, in file order; each problem names the other line.
+
+    Args:
+        config: as `parse` made it.
+        addresses: what host names (as written) resolve to, in the resolver's order. A name
+            that is missing or has no address is not judged. A bind name listens on its first
+            address, as in rinetd; a connect name may be dialled on any of them.
+        is_local: whether an address belongs to this host. Asked only when it matters.
+    """
+    problems = [
+        *_not_yet(config),
+        *_conflicts(config, addresses),
+        *_sources(config, addresses),
+        *_loops(config, addresses, is_local),
+    ]
+    return sorted(problems, key=lambda problem: problem.origin.line)
+
+
+def _resolved(host: str, addresses: Addresses) -> list[Address]:
+    address = numeric(host)
+    return list(addresses.get(host, ())) if address is None else [address]
+
+
+def _listening(forward: Forward, addresses: Addresses) -> Address | None:
+    resolved = _resolved(forward.listen.host, addresses)
+    return _unmapped(resolved[0]) if resolved else None
+
+
+def _unmapped(address: Address) -> Address:
+    """The IPv4 address that an IPv4-mapped one stands for: the kernel has one port space for both."""
+    _, mapped, ipv4 = address.text.partition("::ffff:")
+    return Address(socket.AF_INET, ipv4) if mapped and "." in ipv4 else address
+
+
+def _wildcards(address: Address) -> tuple[Address, ...]:
+    """What else a listener may be bound to that takes in `address`; `::` is dual-stack in rinetd."""
+    return (_ANY4, _ANY6) if address.family == socket.AF_INET else (_ANY6,)
+
+
+def _not_yet(config: Config) -> Iterator[Problem]:
+    for forward in config.forwards:
+        for end in (forward.listen, forward.target):
+            if end.protocol is Protocol.UDP:
+                message = f"expected a TCP port, found {quote(str(end))}: UDP is not forwarded yet"
+                yield Problem(forward.origin, message)
+                break
+
+
+def _conflicts(config: Config, addresses: Addresses) -> Iterator[Problem]:
+    taken: dict[tuple[Protocol, int], dict[Address | str, Forward]] = {}
+    for forward in config.forwards:
+        listen = forward.listen
+        if listen.port == 0:
+            continue
+        # A name that is not resolved yet still clashes with itself.
+        key = _listening(forward, addresses) or listen.host.lower()
+        others = taken.setdefault((listen.protocol, listen.port), {})
+        other, how = _clash(key, others)
+        if other is not None:
+            yield Problem(
+                forward.origin,
+                f"expected a listener of its own, found '{listen}', {how} '{other.listen}' of line "
+                f"{other.origin.line}",
+            )
+        others.setdefault(key, forward)
+
+
+def _clash(key: Address | str, others: Mapping[Address | str, Forward]) -> tuple[Forward | None, str]:
+    if key in others:
+        return others[key], "the same as"
+    if isinstance(key, Address):
+        for wildcard in _wildcards(key):
+            if wildcard in others:
+                return others[wildcard], "which is taken in by"
+        if key in (_ANY4, _ANY6):
+            for other, forward in others.items():
+                if isinstance(other, Address) and key in _wildcards(other):
+                    return forward, "which takes in"
+    return None, ""
+
+
+def _sources(config: Config, addresses: Addresses) -> Iterator[Problem]:
+    for forward in config.forwards:
+        if forward.source is None:
+            continue
+        ours = {address.family for address in _resolved(forward.source, addresses)}
+        theirs = {address.family for address in _resolved(forward.target.host, addresses)}
+        if ours and theirs and not ours & theirs:
+            version = "IPv6" if socket.AF_INET6 in theirs else "IPv4"
+            yield Problem(
+                forward.origin,
+                f"expected an {version} address after 'src=' to dial {quote(forward.target.host)} from, "
+                f"found {quote(forward.source)}",
+            )
+
+
+def _loops(config: Config, addresses: Addresses, is_local: IsLocal) -> Iterator[Problem]:
+    following = _following(config, addresses, is_local)
+    for cycle in _cycles(following):
+        path = [config.forwards[index] for index in cycle]
+        last = max(path, key=lambda forward: forward.origin.line)
+        turn = path.index(last)
+        lines = [forward.origin.line for forward in path[turn + 1 :] + path[: turn + 1]]
+        if len(path) == 1:
+            way = f"the listener '{last.listen}' of line {lines[0]} itself"
+        else:
+            way = "which comes back through " + " -> ".join(f"line {line}" for line in lines)
+        yield Problem(last.origin, f"expected a target elsewhere, found '{last.target}', {way}")
+
+
+def _following(config: Config, addresses: Addresses, is_local: IsLocal) -> list[list[int]]:
+    """For every forward, the indices of those that would accept what it dials."""
+    listeners: dict[tuple[Protocol, int], dict[Address, int]] = {}
+    for index, forward in enumerate(config.forwards):
+        address = _listening(forward, addresses)
+        if address is not None and forward.listen.port != 0:
+            near = listeners.setdefault((forward.listen.protocol, forward.listen.port), {})
+            near.setdefault(address, index)
+    following = []
+    for forward in config.forwards:
+        near = listeners.get((forward.target.protocol, forward.target.port), {})
+        found = (
+            [_accepting(near, address, is_local) for address in _dialled(forward, addresses)] if near else []
+        )
+        following.append([index for index in dict.fromkeys(found) if index is not None])
+    return following
+
+
+def _accepting(listeners: Mapping[Address, int], address: Address, is_local: IsLocal) -> int | None:
+    if address in listeners:
+        return listeners[address]
+    for wildcard in _wildcards(address):
+        if wildcard in listeners and is_local(address):
+            return listeners[wildcard]
+    return None
+
+
+def _dialled(forward: Forward, addresses: Addresses) -> list[Address]:
+    found = [_unmapped(address) for address in _resolved(forward.target.host, addresses)]
+    return [_LOOPBACK.get(address, address) for address in found]
+
+
+def _cycles(following: list[list[int]]) -> Iterator[list[int]]:
+    """One cycle for every edge that closes one, in a depth-first walk without recursion."""
+    done: set[int] = set()
+    for start in range(len(following)):
+        path: dict[int, None] = {}  # in order, and quick to search
+        ahead = [iter([start])]
+        while ahead:
+            index = next(ahead[-1], None)
+            if index is None:
+                ahead.pop()
+                if path:
+                    done.add(path.popitem()[0])
+            elif index in path:
+                way = list(path)
+                yield way[way.index(index) :]
+            elif index not in done:
+                path[index] = None
+                ahead.append(iter(following[index]))

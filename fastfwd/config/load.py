@@ -1,0 +1,91 @@
+"""A file's path -> a Config that can be used, or ConfigError with every reason why not.
+
+Called by cli at start and by the supervisor on reload. It reads the file, asks
+the account database, and makes paths absolute; it must never resolve a host
+name, open a log or bind a port of the configuration.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Callable
+from dataclasses import replace
+
+from fastfwd.config.check import check
+from fastfwd.config.parse import GuardProblem, parse
+from fastfwd.config.resolve import is_local
+from fastfwd.config.wording import expected
+from fastfwd.model import Config, ConfigError, Origin, Problem
+
+LARGEST = 64 * 2**20  # bytes: ends the reading of an endless device such as /dev/zero
+
+
+def load(path: str, *, lenient: bool = False) -> Config:
+    """Read, parse and check a configuration file.
+
+    Args:
+        path: a regular file, or anything else that can be read to an end (a FIFO, /dev/stdin).
+        lenient: skip bad forwards and unknown lines and turn their problems into warnings, as
+            rinetd did from 0.5 to 0.62. Lines that guard something (allow, deny, user,
+            group) stay errors, and so do problems of the file as a whole.
+
+    Returns:
+        The configuration, with absolute `logfile` and `pidfile`. Names are not resolved, so
+        `check` has judged only what needs no resolving.
+
+    Raises:
+        ConfigError: with every problem in file order.
+    """
+    config, problems = parse(_read(path), path)
+    fatal = [problem for problem in problems if not lenient or isinstance(problem, GuardProblem)]
+    skipped = [problem for problem in problems if problem not in fatal]
+    fatal += _accounts(config)
+    conflicts = check(config, addresses={}, is_local=is_local)
+    if not lenient:
+        fatal += conflicts
+    while lenient and conflicts:
+        skipped += conflicts
+        bad = {problem.origin for problem in conflicts}
+        config = replace(config, forwards=tuple(each for each in config.forwards if each.origin not in bad))
+        conflicts = check(config, addresses={}, is_local=is_local)
+    if fatal:
+        raise ConfigError(sorted(fatal, key=lambda problem: problem.origin.line))
+    warnings = [Problem(each.origin, f"line skipped: {each.message}") for each in skipped]
+    return replace(
+        config,
+        logfile=config.logfile and os.path.abspath(config.logfile),
+        pidfile=config.pidfile and os.path.abspath(config.pidfile),
+        warnings=tuple(sorted([*config.warnings, *warnings], key=lambda problem: problem.origin.line)),
+    )
+
+
+def _read(path: str) -> bytes:
+    whole = Origin(path, 0)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+    except IsADirectoryError:
+        raise ConfigError([Problem(whole, "expected a file, found a directory")]) from None
+    except OSError as error:
+        raise ConfigError([Problem(whole, f"cannot read it: {error.strerror}")]) from None
+    if len(data) > LARGEST:
+        raise ConfigError([Problem(whole, f"expected at most {LARGEST} bytes, found more")])
+    return data
+
+
+def _accounts(config: Config) -> list[Problem]:
+    wanted: list[tuple[str, str | None, str, Callable[[str], object]]] = [
+        ("user", config.user, "an account of this host", pwd.getpwnam),
+        ("group", config.group, "a group of this host", grp.getgrnam),
+    ]
+    problems = []
+    for directive, name, what, find in wanted:
+        if name is None:
+            continue
+        try:
+            find(name)
+        except (KeyError, ValueError):  # ValueError: a name that no database can hold
+            problems.append(Problem(config.origin(directive), expected(what, name)))
+    return problems

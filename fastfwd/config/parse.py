@@ -1,0 +1,333 @@
+"""The text of rinetd.conf -> Config: the whole language of rinetd 0.62 and 0.73, and what fastfwd adds.
+
+Called by load, and by tests with bytes of their own. Pure but for the service
+names it looks up. Every error is collected, none stops the reading, and nothing
+here asks what a name resolves to or whether two lines fit together.
+
+A line is a directive or a forward (see the module `forward`). Lines end with LF,
+CRLF or NUL; the last one needs no end. A line that begins with a directive's
+word is still a forward when its second field is a port number and it has four
+fields, so that a host may be called `user`.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from fastfwd.config.forward import Service, parse_forward
+from fastfwd.config.pattern import is_pattern, never_matches, normalise
+from fastfwd.config.wording import expected, quote
+from fastfwd.model import AccessRule, Config, Forward, LogFormat, Origin, Problem
+
+MOST_WORKERS = 1024
+
+_BLANKS = " \t"
+_FIRST_WORD = re.compile(r"[^ \t#]*")
+_FORWARD = re.compile(r"[^ \t]+[ \t]+[0-9]+(?:/tcp|/udp)?[ \t]+[^ \t]+[ \t]+[^ \t]")
+# Three fields are a forward that lacks one; fewer are something else, and the forward above stays current.
+_MEANS_FORWARD = re.compile(r"[^ \t]+[ \t]+[^ \t]+[ \t]+[^ \t]")
+_FILE_NAME = re.compile(r'("[^"]*"|[^ \t]+)(.*)', re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROL_NAMES = {"\r": "a lone carriage return", "\f": "a form feed", "\v": "a vertical tab"}
+
+
+@dataclass(frozen=True, slots=True)
+class GuardProblem(Problem):
+    """An error in a line that guards something (allow, deny, user, group).
+
+    To skip such a line would open what it was written to close, so a lenient
+    `load` does not skip it.
+    """
+
+
+def parse(data: bytes, file: str, *, service: Service = socket.getservbyname) -> tuple[Config, list[Problem]]:
+    """Read a configuration.
+
+    Args:
+        data: the file's content.
+        file: its name, for messages and origins.
+        service: port number of a service name and a protocol, OSError for an unknown one.
+
+    Returns:
+        The configuration made of the good lines, and every error in file order. Access
+        rules that follow a bad forward line belong to it and fall with it. The
+        configuration's `origins` are keyed by directive (`logfile`, `pidlogfile`,
+        `workers`, `user`, `group`, `logduration`; `logformat` stands for `logcommon` too).
+        Access patterns are in `pattern.normalise`'s spelling.
+    """
+    reader = _Reader(file, service)
+    for number, text in _lines(data):
+        reader.read(number, text)
+    return reader.config(), reader.problems
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, str]]:
+    """The lines with their numbers as an editor counts them: NUL ends a line for rinetd, but not there."""
+    for number, line in enumerate(data.split(b"\n"), 1):
+        for part in line.removesuffix(b"\r").split(b"\0"):
+            yield number, part.decode("utf-8", "surrogateescape")
+
+
+class _Reader:
+    """One pass over the lines: collects settings, forwards and problems."""
+
+    def __init__(self, file: str, service: Service) -> None:
+        self.file = file
+        self.service = service
+        self.problems: list[Problem] = []
+        self.warnings: list[Problem] = []
+        self.origins: dict[str, Origin] = {}
+        self.settings = Config(file)
+        self.global_rules: list[AccessRule] = []
+        self.forwards: list[tuple[Forward, list[AccessRule]]] = []
+        self.names: dict[str, Origin] = {}
+        self.scope = self.global_rules
+        self.here = Origin(file, 0)
+        self.directives: dict[str, Callable[[str], None]] = {
+            "allow": lambda rest: self.access(rest, True),
+            "deny": lambda rest: self.access(rest, False),
+            "logfile": self.logfile,
+            "pidlogfile": self.pidlogfile,
+            "logcommon": self.logcommon,
+            "logformat": self.logformat,
+            "logduration": self.logduration,
+            "workers": self.workers,
+            "user": self.user,
+            "group": self.group,
+        }
+
+    def config(self) -> Config:
+        forwards = tuple(replace(forward, rules=tuple(rules)) for forward, rules in self.forwards)
+        if not forwards and not self.problems:
+            self.warnings.append(Problem(Origin(self.file, 0), "no forwards: there is nothing to do"))
+        return replace(
+            self.settings,
+            forwards=forwards,
+            rules=tuple(self.global_rules),
+            origins=self.origins,
+            warnings=tuple(self.warnings),
+        )
+
+    def wrong(self, message: str) -> None:
+        self.problems.append(Problem(self.here, message))
+
+    def breach(self, message: str) -> None:
+        self.problems.append(GuardProblem(self.here, message))
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(Problem(self.here, message))
+
+    def read(self, number: int, text: str) -> None:
+        self.here = Origin(self.file, number)
+        if number == 1 and text.startswith("\ufeff"):
+            self.wrong("expected plain text, found a byte order mark (save the file without one)")
+            text = text.removeprefix("\ufeff")
+        text = text.strip(_BLANKS)
+        word = _FIRST_WORD.match(text)[0]  # type: ignore[index]  # it matches the empty word too
+        if word in self.directives and not _FORWARD.match(text):
+            self.directives[word](text[len(word) :])
+            return
+        body = text.partition("#")[0].rstrip(_BLANKS)
+        if body:
+            self.forward(word, body)
+
+    def forward(self, word: str, body: str) -> None:
+        if body.startswith(";"):
+            self.wrong(expected("'#' before a comment", body))
+            return
+        complete = _MEANS_FORWARD.match(body) is not None
+        meant = None if complete else _directive_meant(word, self.directives)
+        if meant is not None:
+            say = self.breach if meant in ("allow", "deny", "user", "group") else self.wrong
+            say(f"expected a forward or a directive, found {quote(body)} (did you mean {meant!r}?)")
+            return
+        if complete:
+            self.scope = []
+        strange = _CONTROL.search(body)
+        if strange is not None:
+            self.wrong(f"expected a line of printable text, found {_character(strange[0])} in {quote(body)}")
+            return
+        if not complete:
+            what = "a forward ('bindaddress bindport connectaddress connectport') or a directive"
+            self.wrong(expected(what, body))
+            return
+        forward = parse_forward(body, self.here, service=self.service, wrong=self.wrong, warn=self.warn)
+        if forward is not None and self.unique(forward):
+            self.forwards.append((forward, self.scope))
+
+    def unique(self, forward: Forward) -> bool:
+        if forward.name is None:
+            return True
+        first = self.names.setdefault(forward.name, self.here)
+        if first is not self.here:
+            self.wrong(f"expected a name of its own, found {forward.name!r} of line {first.line}")
+        return first is self.here
+
+    def access(self, rest: str, allow: bool) -> None:
+        pattern = self.argument(rest, "a pattern", self.breach)
+        if pattern is None:
+            return
+        if not is_pattern(pattern):
+            self.breach(expected(_pattern_meant(pattern), pattern))
+            return
+        plain = normalise(pattern)
+        if never_matches(plain):
+            self.warn(_never(pattern, allow))
+        self.scope.append(AccessRule(allow, plain))
+
+    def logfile(self, rest: str) -> None:
+        name = self.file_name(rest)
+        if name is not None:
+            self.set("logfile")
+            self.settings = replace(self.settings, logfile=name)
+
+    def pidlogfile(self, rest: str) -> None:
+        name = self.file_name(rest)
+        if name is not None:
+            self.set("pidlogfile")
+            self.settings = replace(self.settings, pidfile=name)
+
+    def logcommon(self, rest: str) -> None:
+        if self.nothing(rest):
+            self.format(LogFormat.COMMON)
+
+    def logformat(self, rest: str) -> None:
+        what = "one of the formats 'rinetd', 'common', 'json'"
+        word = self.argument(rest, what, self.wrong)
+        if word is None:
+            return
+        try:
+            self.format(LogFormat(word))
+        except ValueError:
+            self.wrong(expected(what, word))
+
+    def logduration(self, rest: str) -> None:
+        if self.nothing(rest):
+            self.origins["logduration"] = self.here
+            self.settings = replace(self.settings, logduration=True)
+
+    def workers(self, rest: str) -> None:
+        what = f"'auto' or a number from 1 to {MOST_WORKERS}"
+        word = self.argument(rest, what, self.wrong)
+        if word is None:
+            return
+        number = None
+        if word != "auto":
+            if re.fullmatch("0*[1-9][0-9]{0,3}", word) is None or int(word) > MOST_WORKERS:
+                self.wrong(expected(what, word))
+                return
+            number = int(word)
+        self.set("workers")
+        self.settings = replace(self.settings, workers=number)
+
+    def user(self, rest: str) -> None:
+        name = self.argument(rest, "the name of an account", self.breach)
+        if name is not None:
+            self.set("user")
+            self.settings = replace(self.settings, user=name)
+
+    def group(self, rest: str) -> None:
+        name = self.argument(rest, "the name of a group", self.breach)
+        if name is not None:
+            self.set("group")
+            self.settings = replace(self.settings, group=name)
+
+    def format(self, logformat: LogFormat) -> None:
+        before = self.origins.get("logformat")
+        if before is not None and self.settings.logformat is not logformat:
+            old = self.settings.logformat.value
+            self.warn(f"log format {logformat.value!r} replaces {old!r} of line {before.line}")
+        self.origins["logformat"] = self.here
+        self.settings = replace(self.settings, logformat=logformat)
+
+    def set(self, directive: str) -> None:
+        before = self.origins.get(directive)
+        if before is not None:
+            self.warn(f"{directive!r} is repeated: this line replaces line {before.line}")
+        self.origins[directive] = self.here
+
+    def argument(self, rest: str, what: str, wrong: Callable[[str], None]) -> str | None:
+        """The single word after a directive, a comment ignored; None when an error was told."""
+        words = rest.partition("#")[0].strip(_BLANKS)
+        if not words or rest[0] not in _BLANKS:
+            wrong(f"expected {what} after the directive, found {quote(rest) if rest else 'nothing'}")
+            return None
+        strange = _CONTROL.search(words)
+        if strange is not None:
+            wrong(f"expected {what}, found {_character(strange[0])} in {quote(words)}")
+            return None
+        first, *more = re.split(r"[ \t]+", words)
+        if more:
+            wrong(f"expected one word only ({what}), found {quote(words)}")
+            return None
+        return first
+
+    def nothing(self, rest: str) -> bool:
+        words = rest.partition("#")[0].strip(_BLANKS)
+        if words:
+            self.wrong(expected("nothing after the directive but a comment", words))
+        return not words
+
+    def file_name(self, rest: str) -> str | None:
+        """The file named after a directive; `#` within a name does not begin a comment (rinetd)."""
+        match = _FILE_NAME.fullmatch(rest.strip(_BLANKS))
+        if match is None or rest[0] not in _BLANKS:
+            self.wrong(f"expected the name of a file, found {quote(rest) if rest else 'nothing'}")
+            return None
+        name, after = match.groups()
+        after = after.strip(_BLANKS)
+        if after and not after.startswith("#"):
+            if name.startswith('"') and '"' not in name[1:]:
+                self.wrong(expected("a closing quote after the file's name", name + " " + after))
+            else:
+                self.wrong(
+                    expected("a comment or nothing after the file's name (quote one with spaces)", after)
+                )
+            return None
+        if "\r" in name:
+            self.wrong(f"expected the name of a file, found a lone carriage return in {quote(name)}")
+            return None
+        if len(name) > 1 and name.startswith('"') and name.endswith('"'):
+            name = name[1:-1]
+            if not name:
+                self.wrong(expected("the name of a file", '""'))
+                return None
+        elif name[0] in "#\"'" or name[-1] in "\"'" or _CONTROL.search(name):
+            self.warn(f"the file's name is taken as it stands: {quote(name)}")
+        return name
+
+
+def _character(character: str) -> str:
+    return _CONTROL_NAMES.get(character) or f"the control character {character!r}"
+
+
+def _pattern_meant(pattern: str) -> str:
+    if "/" in pattern:
+        return "a pattern of digits, a-f and '.:*?' (there are no network masks: '10.0.*' is 10.0.0.0/16)"
+    if "%" in pattern:
+        return "a pattern without a zone"
+    return "a pattern of digits, a-f and '.:*?' (host names are not looked up)"
+
+
+def _never(pattern: str, allow: bool) -> str:
+    if pattern.endswith(".") and not never_matches(pattern + "*"):
+        hint = f" (did you mean '{pattern}*'?)"
+    else:
+        hint = ""
+    effect = ", and an allow rule that matches nobody keeps everybody out" if allow else ""
+    return f"pattern {quote(pattern)} can never match an address{effect}{hint}"
+
+
+def _directive_meant(word: str, directives: dict[str, Callable[[str], None]]) -> str | None:
+    """The directive that `word` is a slip of, if it looks like one."""
+    word = word.lower()
+    for directive in ("allow", "deny"):
+        if word.startswith(directive):
+            return directive
+    import difflib  # noqa: PLC0415  # only a bad file pays for it
+
+    close = difflib.get_close_matches(word, directives, 1, 0.75)
+    return close[0] if close else None

@@ -1,0 +1,165 @@
+"""The words of the program as types: configuration, outcomes, problems.
+
+Everything here is frozen and knows nothing: no file, no socket, no clock. Every
+package may import this module; it imports nothing of ours and never will.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Protocol(enum.Enum):
+    """Transport of one side of a forward, spelled as in the configuration."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class LogFormat(enum.Enum):
+    """Shape of a line in the connection log (directives `logcommon`, `logformat`)."""
+
+    RINETD = "rinetd"
+    COMMON = "common"
+    JSON = "json"
+
+
+class Outcome(enum.Enum):
+    """What became of a connection, in rinetd's own words (rinetd(8), LOGGING).
+
+    The value is the exact text of the log line's last column; the trailing ` -`
+    of the failures belongs to it. "local" is the backend's side, "remote" the
+    client's: rinetd sees the world from inside the firewall.
+    """
+
+    OPENED = "opened"
+    DONE_LOCAL_CLOSED = "done-local-closed"
+    DONE_REMOTE_CLOSED = "done-remote-closed"
+    ACCEPT_FAILED = "accept-failed -"
+    LOCAL_SOCKET_FAILED = "local-socket-failed -"
+    LOCAL_BIND_FAILED = "local-bind-failed -"
+    LOCAL_CONNECT_FAILED = "local-connect-failed -"
+    NOT_ALLOWED = "not-allowed"
+    DENIED = "denied"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where something was written: the file's name as given, and the line from 1."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration: where, what was expected, what was found.
+
+    `origin.line` 0 means the file as a whole (missing, unreadable, a directory).
+    """
+
+    origin: Origin
+    message: str
+
+    def __str__(self) -> str:
+        where = str(self.origin) if self.origin.line else self.origin.file
+        return f"{where}: {self.message}"
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; `problems` holds every reason, in file order."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """A numeric address: `family` is AF_INET or AF_INET6, `text` the form that inet_ntop(3) writes."""
+
+    family: int
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRule:
+    """One allow or deny pattern: a glob over the client's numeric address.
+
+    `*` is any run of characters, `?` exactly one; the whole address must match.
+    """
+
+    allow: bool
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One side of a forward as written: the host (square brackets taken off), the
+    port as a number 0..65535 (a service name is looked up while parsing; 0 asks the
+    kernel for any free port) and the transport."""
+
+    host: str
+    port: int
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}/{self.protocol.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One `bindaddress bindport connectaddress connectport` line with its options.
+
+    `timeout` is in seconds and concerns UDP only (rinetd's default is 72);
+    `source` is the local address to dial from; `rules` are the access rules that
+    follow the line in the file.
+    """
+
+    listen: Endpoint
+    target: Endpoint
+    origin: Origin
+    source: str | None = None
+    timeout: int = 72
+    name: str | None = None
+    rules: tuple[AccessRule, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What operators call it: its `name=`, else the address it listens on."""
+        return self.name or str(self.listen)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration, valid by itself (what the host says of it comes later).
+
+    `workers` None means one per usable processor; `user` and `group` None mean the
+    default account; `logfile` None means no connection log; `warnings` are for the
+    operator and stop nothing.
+    """
+
+    file: str
+    forwards: tuple[Forward, ...] = ()
+    rules: tuple[AccessRule, ...] = ()
+    logfile: str | None = None
+    logformat: LogFormat = LogFormat.RINETD
+    logduration: bool = False
+    pidfile: str | None = None
+    workers: int | None = None
+    user: str | None = None
+    group: str | None = None
+    origins: dict[str, Origin] = field(default_factory=dict)
+    warnings: tuple[Problem, ...] = ()
+
+    def origin(self, directive: str) -> Origin:
+        """Where `directive` was written, or the file as a whole when it was not."""
+        return self.origins.get(directive, Origin(self.file, 0))

@@ -1,0 +1,1 @@
+"""What happened: the shared scoreboard and the connection log."""

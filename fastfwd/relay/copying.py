@@ -1,0 +1,117 @@
+"""Movers that take bytes through user space: recv into one buffer, then send.
+
+`copier` makes the mover every TCP direction begins with; `discard` is the one of a
+direction whose sink is gone and whose source must still be read. They keep the
+contract of relay/pump and never allocate while the sink keeps up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastfwd.relay import choose
+from fastfwd.relay.pump import DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Mover, Pump
+
+
+def copier(promote: Callable[[Pump], bool]) -> Mover:
+    """A copying mover with a buffer of its own, `choose.BUFFER` bytes, for all pumps of
+    a worker. `promote(pump)` is asked after every full read past the threshold and
+    answers whether it has put another mover in place.
+
+    A closure, because its variables are cheaper to reach than attributes (0.1 µs per
+    event of about 2).
+    """
+    size = choose.BUFFER
+    buffer = bytearray(size)
+    view = memoryview(buffer)
+
+    def copy(pump: Pump, budget: int) -> int:
+        if pump.held is not None and (verdict := send_held(pump)):
+            return verdict
+        if pump.ending:
+            return pump.ending
+        recv_into = pump.source.recv_into
+        send = pump.sink.send
+        while True:
+            try:
+                n = recv_into(buffer)
+            except BlockingIOError:
+                return DRY
+            except OSError as error:
+                # Latched: a second read after the error says clean EOF (measured).
+                pump.error = error.errno or 0
+                pump.ending = SOURCE_BROKE
+                return SOURCE_BROKE
+            if not n:
+                pump.ending = END
+                return END
+            pump.taken += n
+            try:
+                sent = send(view[:n])
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                pump.error = error.errno or 0
+                return SINK_BROKE
+            pump.given += sent
+            if sent < n:
+                pump.held = memoryview(bytes(view[sent:n]))
+                return FULL
+            if n < size:
+                # Less than asked for means drained (epoll(7), question 9), which
+                # saves the read that would only say EAGAIN.
+                pump.streak = 0
+                if not pump.to_end:
+                    return DRY
+            else:
+                pump.streak += 1
+                if choose.promote(pump.streak) and promote(pump):
+                    return pump.move(pump, budget - n)
+            budget -= n
+            if budget <= 0:
+                return MORE
+
+    return copy
+
+
+def send_held(pump: Pump) -> int:
+    """Send what an earlier short send left over. Returns FULL or SINK_BROKE, or 0 (DRY)
+    when nothing is held any more."""
+    assert pump.held is not None
+    try:
+        sent = pump.sink.send(pump.held)
+    except BlockingIOError:
+        return FULL
+    except OSError as error:
+        pump.error = error.errno or 0
+        return SINK_BROKE
+    pump.given += sent
+    if sent < len(pump.held):
+        pump.held = pump.held[sent:]
+        return FULL
+    pump.held = None
+    return 0
+
+
+def discarder() -> Mover:
+    """A mover that reads and drops, for the lingering end of a session: answers DRY,
+    MORE, END or SOURCE_BROKE and never touches the sink."""
+    buffer = bytearray(choose.BUFFER)
+
+    def discard(pump: Pump, budget: int) -> int:
+        recv_into = pump.source.recv_into
+        while budget > 0:
+            try:
+                n = recv_into(buffer)
+            except BlockingIOError:
+                return DRY
+            except OSError as error:
+                pump.error = error.errno or 0
+                return SOURCE_BROKE
+            if not n:
+                return END
+            pump.taken += n
+            budget -= n
+        return MORE
+
+    return discard

@@ -1,0 +1,114 @@
+"""The mover that never sees the bytes: splice(2) from socket to pipe to socket.
+
+For directions in full flow (relay/choose says when). It borrows a pipe while there
+is something to move and keeps it across turns only with bytes inside. It keeps the
+contract of relay/pump; it must never report DRY with bytes in the pipe.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from os import splice as os_splice
+from typing import Final
+
+from fastfwd.relay import choose
+from fastfwd.relay.copying import copier
+from fastfwd.relay.pipes import PipePool
+from fastfwd.relay.pump import DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Mover, Pump
+
+CHUNK: Final = 1 << 20
+FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+CANNOT_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
+"""The kernel will not splice from this socket, now or ever; nothing is wrong with the
+stream itself, so it is copied instead."""
+
+
+def movers(pool: PipePool) -> tuple[Mover, Mover]:
+    """The (copying, splicing) pair of a worker. A pump begins with the first; they put
+    each other in its place. Pipes come from `pool`."""
+
+    def promote(pump: Pump) -> bool:
+        if pump.copy_only or (pipe := pool.lend()) is None:
+            pump.streak = 0
+            return False
+        pump.pipe = pipe
+        pump.streak = 0
+        pump.move = splice
+        return True
+
+    copy = copier(promote)
+
+    def splice(pump: Pump, budget: int) -> int:
+        pipe = pump.pipe
+        if pipe is None:
+            pipe = pool.lend()
+            if pipe is None:
+                pump.move = copy
+                return copy(pump, budget)
+            pump.pipe = pipe
+        source = pump.source.fileno()
+        sink = pump.sink.fileno()
+        read_end = pipe.read_end
+        write_end = pipe.write_end
+        piped = pump.piped
+        left = budget
+        while True:
+            dry = bool(pump.ending)
+            if not dry:
+                try:
+                    n = os_splice(source, write_end, CHUNK, flags=FLAGS)
+                except BlockingIOError:
+                    # Dry, or the pipe is full by slots: the same errno (measured).
+                    # With bytes in the pipe it does not matter which: give first.
+                    dry = True
+                except OSError as error:
+                    dry = True
+                    if error.errno in CANNOT_SPLICE:
+                        pump.copy_only = True
+                    else:
+                        pump.error = error.errno or 0
+                        pump.ending = SOURCE_BROKE
+                else:
+                    if n:
+                        pump.taken += n
+                        piped += n
+                    else:
+                        pump.ending = END
+                        dry = True
+            if dry and not piped:
+                break
+            while piped:
+                try:
+                    n = os_splice(read_end, sink, piped, flags=FLAGS)
+                except BlockingIOError:
+                    pump.piped = piped
+                    return FULL
+                except OSError as error:
+                    pump.error = error.errno or 0
+                    pump.piped = piped
+                    return SINK_BROKE
+                pump.given += n
+                piped -= n
+                left -= n
+            if left <= 0:
+                pump.piped = 0
+                return MORE
+        pump.piped = 0
+        pump.pipe = None
+        pool.give_back(pipe)
+        if pump.ending:
+            return pump.ending
+        pump.streak = choose.short_runs(pump.streak, budget - left)
+        if pump.copy_only:
+            # What splice(2) called dry may be bytes it cannot pass; recv can.
+            pump.move = copy
+            pump.streak = 0
+            return copy(pump, max(left, 1))
+        if choose.demote(pump.streak):
+            pump.move = copy
+            pump.streak = 0
+        return DRY
+
+    return copy, splice

@@ -1,0 +1,166 @@
+"""The processes the supervisor has forked: their channels, births and deaths.
+
+supervisor/main forks through this and hears of deaths through it. It knows nothing of
+configurations; what a child is told is the caller's. It never trusts what a child says.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from fastfwd import resolver
+from fastfwd.channel import Channel, ChannelError, Message, pair
+from fastfwd.supervisor.restart import after_death
+from fastfwd.worker import main as worker
+from fastfwd.worker.privileges import Account
+
+RESOLVER: Final = -1
+"""The resolver's place among the slots."""
+
+log = logging.getLogger("fastfwd")
+
+
+@dataclass(eq=False, slots=True)
+class Child:
+    """A living child. `slot` is RESOLVER or a worker's; `born` is monotonic seconds;
+    `serving` that a worker has committed its first table; `keys` names the listeners it
+    has; `beat` and `missed` are the watchdog's."""
+
+    pid: int
+    slot: int
+    channel: Channel
+    born: float
+    serving: bool = False
+    keys: frozenset[str] = frozenset()
+    beat: int = 0
+    missed: int = 0
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return "resolver" if self.slot == RESOLVER else f"worker {self.slot}"
+
+
+@dataclass(slots=True)
+class _Place:
+    failures: int = 0
+    due: float | None = None
+
+
+@dataclass(slots=True)
+class Children:
+    """`living` maps slots to children. `account` is who they become; `abandon` is called
+    in each new child to let go of everything that is the supervisor's."""
+
+    account: Account | None
+    abandon: Callable[[], None]
+    row: Callable[[int], memoryview]
+    living: dict[int, Child] = field(default_factory=dict)
+    _places: dict[int, _Place] = field(default_factory=dict)
+
+    @property
+    def workers(self) -> list[Child]:
+        """The living workers."""
+        return [child for child in self.living.values() if child.slot != RESOLVER]
+
+    def fork(self, slot: int, now: float) -> Child:
+        """Fork the child of `slot`. Raises OSError (EAGAIN, ENOMEM)."""
+        ours, theirs = pair()
+        # A signal between fork and the child's own handlers would be noted in the
+        # parent's pipe; it waits until the child has none of the parent's any more.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._be_child(slot, ours, theirs)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        child = Child(pid, slot, ours, now)
+        self.living[slot] = child
+        self._places.setdefault(slot, _Place()).due = None
+        return child
+
+    def reap(self, now: float) -> list[tuple[Child, str, int]]:
+        """Collect the dead: (child, how it died in words, wait status's exit code or minus
+        the signal). Each one's next birth is scheduled: see `due`."""
+        dead = []
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            child = next((each for each in self.living.values() if each.pid == pid), None)
+            if child is None:
+                continue  # not ours: we are process 1 of a container
+            del self.living[child.slot]
+            code = os.waitstatus_to_exitcode(status)
+            words = f"killed by signal {-code}" if code < 0 else f"exited with status {code}"
+            place = self._places[child.slot]
+            place.failures, delay = after_death(place.failures, now - child.born)
+            place.due = now + delay
+            dead.append((child, words, code))
+        return dead
+
+    def due(self, now: float) -> list[int]:
+        """Slots whose next child is to be forked now."""
+        return [slot for slot, place in self._places.items() if place.due is not None and place.due <= now]
+
+    def next_due(self) -> float | None:
+        """When the next child is to be forked, in monotonic seconds."""
+        return min((place.due for place in self._places.values() if place.due is not None), default=None)
+
+    def forget(self, slot: int) -> None:
+        """No child for `slot` any more."""
+        self._places.pop(slot, None)
+
+    def failures(self, slot: int) -> int:
+        """Deaths in a row of `slot`'s children, each soon after its birth."""
+        return self._places[slot].failures if slot in self._places else 0
+
+    def kill(self, child: Child) -> None:
+        """SIGKILL, which a stopped process gets too."""
+        os.kill(child.pid, signal.SIGKILL)
+
+    def hear(self, child: Child) -> list[Message]:
+        """What `child` has said since the last call. One that speaks nonsense is killed."""
+        try:
+            messages, _ = child.channel.receive()
+        except ChannelError as error:
+            log.error("%s sent %s; killing it", child.title, error)
+            self.kill(child)
+            return []
+        for _, descriptors in messages:
+            for descriptor in descriptors or ():
+                os.close(descriptor)  # nobody asked for any
+        return [message for message, _ in messages]
+
+    def _be_child(self, slot: int, ours: Channel, theirs: Channel) -> None:
+        """In the new process: become the worker or resolver, and never return."""
+        status = worker.CANNOT_START
+        try:
+            self.abandon()
+            ours.close()
+            for sibling in self.living.values():
+                sibling.channel.close()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+            if slot == RESOLVER:
+                status = resolver.main(theirs, self.account)
+            else:
+                status = worker.main(slot, theirs, self.row(slot), self.account)
+        except BaseException:
+            status = 1
+            log.critical("worker %d failed", slot, exc_info=True)
+        finally:
+            # No clean-up of the parent's: no exit handlers, no flushing of its buffers.
+            os._exit(status)

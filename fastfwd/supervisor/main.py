@@ -1,0 +1,471 @@
+"""The supervisor: start, then a loop over signals, children, names and a clock.
+
+cli calls `run`. It holds what must outlive a worker: the configuration, every listening
+socket, the log, the pid file, the scoreboard. It never reads a byte from the network,
+never waits for anything but this loop's poll, and believes nothing a child says.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fastfwd.channel import Message
+from fastfwd.config.check import check
+from fastfwd.config.load import load
+from fastfwd.config.resolve import is_local
+from fastfwd.model import Config, ConfigError, Problem
+from fastfwd.observe.eventlog import open_log
+from fastfwd.observe.scoreboard import Cell, Scoreboard
+from fastfwd.supervisor import host
+from fastfwd.supervisor.children import RESOLVER, Child, Children
+from fastfwd.supervisor.listeners import Listeners, Place, places
+from fastfwd.supervisor.names import Names, bound, dialled
+from fastfwd.supervisor.pidfile import PidFile, PidFileError
+from fastfwd.supervisor.reload import Phase, Reload, name_problems
+from fastfwd.supervisor.signals import Signals
+from fastfwd.worker.main import CANNOT_START, Entry, Table
+from fastfwd.worker.privileges import account
+
+DEFAULT_PIDFILE: Final = "/var/run/rinetd.pid"
+"""Where rinetd as a daemon leaves its number, and operators look for it."""
+
+TICK: Final = 1.0
+"""Seconds between two looks at the heartbeats."""
+
+MISSED: Final = 5
+"""Ticks without a heartbeat after which a worker is killed. Ticks, not seconds: after the
+whole machine has stood still everybody's heartbeat is old."""
+
+STOP_LIMIT: Final = 5.0
+"""Seconds the workers have to write their last lines before they are killed."""
+
+BIND_NAME_LIMIT: Final = 5.0
+BACKEND_NAME_LIMIT: Final = 1.0
+"""Seconds a start waits for names. Backends can be resolved later: a dead name service
+must not keep the firewall closed."""
+
+log = logging.getLogger("fastfwd")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line: the configuration `file` (absolute), whether to stay in the
+    `foreground`, whether bad lines are skipped (`lenient`)."""
+
+    file: str
+    foreground: bool = False
+    lenient: bool = False
+
+
+class Supervisor:
+    """State of the parent process. `start` raises, `serve` returns an exit status."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.config = load(options.file, lenient=options.lenient)
+        slots = self.config.workers or host.usable_processors()
+        self.scoreboard = Scoreboard(slots)
+        self.listeners = Listeners(slots)
+        self.names = Names(self._ask_resolver)
+        self.signals = Signals()
+        self.log_descriptor: int | None = None
+        self.children = Children(
+            account(self.config.user, self.config.group), self._abandon, self.scoreboard.row
+        )
+        self._pidfile: PidFile | None = None
+        self._places: list[Place] = []
+        self._generation = 0
+        self._reload: Reload | None = None
+        self._reload_wanted = False
+        self._draining = False
+        self._stop_by: float | None = None
+        self._next_tick = 0.0
+        self._dropped = 0
+        self._ready: Callable[[], None] | None = None
+        self._status = 0
+
+    # -- start
+
+    def start(self, ready: Callable[[], None]) -> None:
+        """Everything up to the forks. `ready` is called once every worker serves. Raises
+        ConfigError with what is wrong; nothing is left open then."""
+        self._ready = ready
+        host.raise_file_limit()
+        for warning in self.config.warnings:
+            log.warning("%s", warning)
+        if not self.config.forwards:
+            log.warning("%s: no forwards; nothing to do until a reload brings some", self.config.file)
+        try:
+            self._take_pidfile()
+            now = time.monotonic()
+            self.ask(self.config, now)
+            self._await_names(bound(self.config), now + BIND_NAME_LIMIT)
+            problems = self._unbound()
+            if problems:
+                raise ConfigError(problems)
+            self._places = places(self.config, self.names.addresses)
+            self.listeners.commit(self._places, self.listeners.open(self._places))
+            self._await_names(dialled(self.config), now + BACKEND_NAME_LIMIT)
+            problems = name_problems(self.config, self.names, log.warning)
+            problems += check(self.config, addresses=self.names.addresses, is_local=is_local)
+            if problems:
+                raise ConfigError(problems)
+        except ConfigError:
+            self._close()
+            raise
+        if self.config.logfile is not None:
+            try:
+                self.log_descriptor = open_log(self.config.logfile)
+            except OSError as error:
+                log.warning(
+                    "%s: cannot open the log %s: %s; going on without a log",
+                    self.config.origin("logfile"),
+                    self.config.logfile,
+                    error.strerror,
+                )
+        self._generation = 1
+        for slot in range(self.scoreboard.slots):
+            self._fork_worker(slot)
+
+    def ask(self, config: Config, now: float) -> None:
+        """Have every host of `config` looked up; what is numeric is known at once."""
+        self.names.want(bound(config) | dialled(config))
+
+    def _ask_resolver(self, name: str) -> None:
+        child = self.children.living.get(RESOLVER)
+        if child is None:
+            # Its successor, if one is due, asks everything again (see _reap).
+            child = self.children.fork(RESOLVER, time.monotonic())
+        child.channel.send({"op": "lookup", "host": name})
+
+    def _await_names(self, hosts: set[str], deadline: float) -> None:
+        """The one place that waits, at start: nothing is being served yet."""
+        while self.names.waiting(hosts) and (left := deadline - time.monotonic()) > 0:
+            self._turn(left)
+
+    def _unbound(self) -> list[Problem]:
+        return [
+            Problem(forward.origin, f"expected an address to listen on, found '{forward.listen.host}': {why}")
+            for forward in self.config.forwards
+            if not self.names.addresses.get(forward.listen.host)
+            for failure in [self.names.failures.get(forward.listen.host)]
+            for why in [failure.reason if failure else "no answer from the name service"]
+        ]
+
+    def _take_pidfile(self) -> None:
+        path = self.config.pidfile
+        if path is None:
+            if self.options.foreground:
+                return
+            path = DEFAULT_PIDFILE
+        try:
+            self._pidfile = PidFile(path)
+        except PidFileError as error:
+            raise ConfigError(
+                [Problem(self.config.origin("pidlogfile"), f"pid file {path}: {error}")]
+            ) from None
+        except OSError as error:
+            log.warning("cannot write the pid file %s: %s; going on without it", path, error.strerror)
+
+    # -- the loop
+
+    def serve(self) -> int:
+        """Run until stopped or drained. Returns the exit status."""
+        self._next_tick = time.monotonic() + TICK
+        while self._stop_by is None or self.children.living:
+            self._turn(self._patience())
+            if self._draining and not self.children.workers:
+                self._stop()
+        self._close()
+        log.info("stopped")
+        return self._status
+
+    def _patience(self) -> float:
+        now = time.monotonic()
+        due = self.children.next_due()
+        return max(0.0, min(self._next_tick if due is None else min(due, self._next_tick), now + TICK) - now)
+
+    def _turn(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds for something to happen, and deal with it."""
+        poll = select.poll()
+        poll.register(self.signals.fileno(), select.POLLIN)
+        heard: dict[int, Child] = {}
+        for child in self.children.living.values():
+            heard[child.channel.fileno()] = child
+            poll.register(
+                child.channel.fileno(), select.POLLIN | (select.POLLOUT if child.channel.backlog else 0)
+            )
+        for descriptor, mask in poll.poll(timeout * 1000):
+            child = heard.get(descriptor)  # type: ignore[assignment]
+            if child is None:
+                continue
+            if mask & select.POLLOUT:
+                child.channel.flush()
+            for message in self.children.hear(child):
+                self._hear(child, message)
+        now = time.monotonic()
+        for number in self.signals.take():
+            self._signal(number, now)
+        for slot in self.children.due(now):
+            self._replace(slot, now)
+        if now >= self._next_tick:
+            self._next_tick = now + TICK
+            self._tick(now)
+        if self._reload is not None:
+            self._reload.step(now)
+            if self._reload.phase in (Phase.DONE, Phase.REFUSED):
+                self._reload = None
+        if self._reload is None and self._reload_wanted:
+            self._reload_wanted = False
+            self._reload = Reload(self, now)
+            self._next_tick = min(self._next_tick, now + 0.01)
+
+    def _signal(self, number: int, now: float) -> None:
+        if number == signal.SIGCHLD:
+            self._reap(now)
+        elif number == signal.SIGHUP:
+            if self._draining or self._stop_by is not None:
+                log.warning("not reloading while draining or stopping")
+            else:
+                self._reload_wanted = True
+        elif number == signal.SIGUSR1:
+            self._drain()
+        else:
+            if self._stop_by is not None:
+                log.warning("stopping at once")
+                self._stop_by = now
+            self._stop()
+
+    def _hear(self, child: Child, message: Message) -> None:
+        """One message of a child. Anything unexpected is ignored, but said."""
+        operation = message.get("op")
+        try:
+            if operation == "ready":
+                pass
+            elif operation == "prepared":
+                self._prepared(child, int(message["generation"]), message["error"])
+            elif operation == "serving":
+                self._serving(child)
+            elif operation == "say":
+                log.log(int(message["level"]), "%s", printable(str(message["text"])))
+            elif operation in ("found", "failed") and child.slot == RESOLVER:
+                if (name := self.names.answer(message, time.monotonic())) is not None:
+                    self._moved(name)
+            else:
+                raise ValueError(f"unknown operation {operation!r}")
+        except (KeyError, TypeError, ValueError) as error:
+            log.error("%s sent something unexpected: %s", child.title, printable(str(error)))
+
+    def _tick(self, now: float) -> None:
+        for child in self.children.workers:
+            beat = self.scoreboard.read(child.slot, Cell.HEARTBEAT)
+            child.missed = 0 if beat != child.beat else child.missed + 1
+            child.beat = beat
+            if child.missed >= MISSED:
+                log.error("%s has not come round its loop for %.0f s; killing it", child.title, MISSED * TICK)
+                self.children.kill(child)
+                child.missed = 0
+        dropped = self.scoreboard.total(Cell.LOG_DROPPED)
+        if dropped != self._dropped:
+            log.warning("the log %s loses lines: %d so far", self.config.logfile, dropped)
+            self._dropped = dropped
+        self.names.refresh(now)
+        if self._stop_by is not None and now >= self._stop_by:
+            for child in self.children.living.values():
+                self.children.kill(child)
+
+    # -- children
+
+    def _fork_worker(self, slot: int) -> None:
+        child = self.children.fork(slot, time.monotonic())
+        child.beat = self.scoreboard.read(slot, Cell.HEARTBEAT)
+        self.send_table(child, self.config, self._places, {}, self.log_descriptor, self._generation)
+        child.channel.send({"op": "commit"})
+        if self._draining:
+            child.channel.send({"op": "drain"})
+        if self._reload is not None:
+            self._reload.enlist(child)
+
+    def send_table(
+        self,
+        child: Child,
+        config: Config,
+        wanted: Sequence[Place],
+        opened: dict[str, list[socket.socket]],
+        log_descriptor: int | None,
+        generation: int,
+    ) -> None:
+        """Have the worker `child` prepare `config`: its forwards at the places `wanted`, whose
+        sockets are held or just `opened`, logging to `log_descriptor`."""
+        descriptors = [] if log_descriptor is None else [log_descriptor]
+        entries = []
+        for place in wanted:
+            fresh = place.key not in child.keys
+            entries.append(Entry(place.key, place.forward, fresh))
+            if fresh:
+                group = opened.get(place.key) or self.listeners.held[place.key]
+                descriptors.append(group[child.slot].fileno())
+        table = Table(
+            generation,
+            tuple(entries),
+            config.rules,
+            {name: self.names.addresses[name] for name in dialled(config)},
+            log_descriptor is not None,
+            config.logformat,
+            config.logduration,
+            host.ephemeral_ports(),
+        )
+        child.channel.send({"op": "prepare", "table": table}, descriptors)
+        if not opened:
+            child.keys = frozenset(place.key for place in wanted)
+
+    def _prepared(self, child: Child, generation: int, error: str | None) -> None:
+        if self._reload is not None and generation > self._generation:
+            self._reload.prepared(child, generation, error)
+        elif error is not None:
+            log.error("%s cannot serve: %s; killing it", child.title, error)
+            self.children.kill(child)
+
+    def _serving(self, child: Child) -> None:
+        child.serving = True
+        if self._ready is not None and all(worker.serving for worker in self.children.workers):
+            ready, self._ready = self._ready, None
+            count = len(self.config.forwards)
+            log.info("ready: %d forwards, %d workers, process %d", count, self.scoreboard.slots, os.getpid())
+            ready()
+
+    def _reap(self, now: float) -> None:
+        for child, words, code in self.children.reap(now):
+            for message in self.children.hear(child):  # its last words
+                self._hear(child, message)
+            child.channel.close()
+            if self._reload is not None:
+                self._reload.forget(child)
+            if self._stop_by is not None or (self._draining and code == 0):
+                self.children.forget(child.slot)
+                continue
+            if self._ready is not None and code == CANNOT_START:
+                log.critical("%s cannot start; giving up", child.title)
+                self._status = 1
+                self.children.forget(child.slot)
+                self._stop()
+                continue
+            log.error("%s (process %d) %s; starting another", child.title, child.pid, words)
+
+    def _replace(self, slot: int, now: float) -> None:
+        if self._stop_by is not None or self._draining:
+            self.children.forget(slot)
+        elif slot == RESOLVER:
+            self.children.fork(RESOLVER, now)
+            self.names.ask_again()
+        else:
+            self._fork_worker(slot)
+
+    # -- changes
+
+    def next_generation(self) -> int:
+        """A number for the next table."""
+        return self._generation + 1
+
+    def commit(
+        self,
+        config: Config,
+        wanted: list[Place],
+        opened: dict[str, list[socket.socket]],
+        log_descriptor: int | None,
+    ) -> None:
+        """Make a prepared configuration the one that serves."""
+        self.listeners.commit(wanted, opened)
+        self.config = config
+        self._places = wanted
+        self._generation += 1
+        if self.log_descriptor is not None:
+            os.close(self.log_descriptor)
+        self.log_descriptor = log_descriptor
+        for child in self.children.workers:
+            child.keys = frozenset(place.key for place in wanted)
+            child.channel.send({"op": "commit"})
+        self.names.keep(bound(config) | dialled(config))
+
+    def _moved(self, name: str) -> None:
+        """`name` has other addresses: tell the workers, unless they lead back to us."""
+        if not self.children.workers:
+            return  # starting: the start judges for itself
+        found = ", ".join(str(address) for address in self.names.addresses[name])
+        log.info("%s is now %s", name, found)
+        if name in dialled(self.config):
+            for problem in check(self.config, addresses=self.names.addresses, is_local=is_local):
+                log.error("%s", problem)
+                self.names.addresses[name] = []
+            for child in self.children.workers:
+                child.channel.send({"op": "addresses", "hosts": {name: self.names.addresses[name]}})
+
+    # -- the end
+
+    def _drain(self) -> None:
+        if self._draining:
+            return
+        log.info("draining: no new connections; %d sessions to finish", self.scoreboard.total(Cell.SESSIONS))
+        self._draining = True
+        # Our copies first: the last one to close a queue must be the worker, which
+        # empties it before.
+        self.listeners.close()
+        for child in self.children.workers:
+            child.channel.send({"op": "drain"})
+
+    def _stop(self) -> None:
+        if self._stop_by is None:
+            self._stop_by = time.monotonic() + STOP_LIMIT
+        self.listeners.close()
+        for child in self.children.living.values():
+            child.channel.send({"op": "stop"})
+
+    def _close(self) -> None:
+        self.listeners.close()
+        for child in list(self.children.living.values()):
+            self.children.kill(child)
+            os.waitpid(child.pid, 0)
+        if self._pidfile is not None:
+            self._pidfile.remove()
+            self._pidfile = None
+
+    def _abandon(self) -> None:
+        """In a new child: let go of everything of the supervisor's."""
+        self.signals.abandon()
+        self.listeners.close()
+        if self._pidfile is not None:
+            self._pidfile.abandon()
+        if self.log_descriptor is not None:
+            os.close(self.log_descriptor)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped: a child must not forge lines in our log."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def run(options: Options) -> int:
+    """Start and serve. Returns the exit status; raises ConfigError if the start fails."""
+    # The handler goes to standard error until the background is reached: a shell that
+    # starts the daemon sees why it does not start.
+    log.setLevel(logging.INFO)
+    log.handlers = [host.log_to_stderr()]
+    ready: Callable[[], None] = lambda: None  # noqa: E731
+    if not options.foreground:
+        detached = host.detach()
+
+        def ready() -> None:
+            log.handlers = [host.SyslogHandler()]
+            detached()
+
+    supervisor = Supervisor(options)
+    supervisor.start(ready)
+    return supervisor.serve()

@@ -1,0 +1,128 @@
+"""Which host has which addresses: the supervisor's book, filled by the resolver.
+
+Numeric hosts are in it at once. A name keeps its last known addresses when a later
+lookup fails: an old address is better than none. supervisor/main asks and passes
+changes on; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from fastfwd.channel import Message
+from fastfwd.config.resolve import numeric
+from fastfwd.model import Address, Config
+
+REFRESH: Final = 600.0
+"""Seconds between lookups of a name that is known."""
+
+RETRY: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds before a failed lookup is tried again; the last one goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a name has no new addresses. `definitive`: it does not exist."""
+
+    reason: str
+    definitive: bool
+
+
+class Names:
+    """Answers are taken one by one; nothing about a host that was not asked for is believed."""
+
+    def __init__(self, ask: Callable[[str], None]) -> None:
+        """`ask(host)` sends a question to the resolver."""
+        self._ask = ask
+        self.addresses: dict[str, list[Address]] = {}
+        self.failures: dict[str, Failure] = {}
+        self._waiting: set[str] = set()
+        self._due: dict[str, float] = {}
+        self._tries: dict[str, int] = {}
+
+    def want(self, hosts: Iterable[str]) -> None:
+        """Look up every name of `hosts` now; numeric ones are entered as they are."""
+        for host in hosts:
+            if (address := numeric(host)) is not None:
+                self.addresses[host] = [address]
+            else:
+                self.addresses.setdefault(host, [])
+                self.failures.pop(host, None)
+                self._question(host)
+
+    def waiting(self, hosts: Iterable[str]) -> bool:
+        """Whether an answer about one of `hosts` is still to come."""
+        return not self._waiting.isdisjoint(hosts)
+
+    def answer(self, message: Message, now: float) -> str | None:
+        """Take the resolver's `message`. Returns the host if its addresses have changed.
+        Raises ValueError for what no resolver of ours sends."""
+        host = message.get("host")
+        if not isinstance(host, str) or host not in self._waiting:
+            raise ValueError(f"an answer to a question nobody asked: {host!r}")
+        self._waiting.discard(host)
+        if message["op"] == "failed":
+            tries = self._tries[host] = self._tries.get(host, 0) + 1
+            self._due[host] = now + RETRY[min(tries, len(RETRY)) - 1]
+            self.failures[host] = Failure(str(message.get("reason")), bool(message.get("definitive")))
+            return None
+        addresses = [_address(family, text) for family, text in message["addresses"]]
+        self._due[host] = now + REFRESH
+        self._tries.pop(host, None)
+        self.failures.pop(host, None)
+        # A name server rotates its answers; the same set in another order is no news.
+        if set(addresses) == set(self.addresses[host]):
+            return None
+        self.addresses[host] = addresses
+        return host
+
+    def refresh(self, now: float) -> None:
+        """Ask again for what is due."""
+        for host, due in list(self._due.items()):
+            if due <= now:
+                self._question(host)
+
+    def ask_again(self) -> None:
+        """Repeat every open question, to a resolver that has taken a dead one's place."""
+        for host in self._waiting:
+            self._ask(host)
+
+    def keep(self, hosts: Iterable[str]) -> None:
+        """Forget every host that is not in `hosts`."""
+        wanted = set(hosts)
+        for book in (self.addresses, self.failures, self._due, self._tries):
+            for host in set(book) - wanted:
+                del book[host]
+        self._waiting &= wanted
+
+    def _question(self, host: str) -> None:
+        self._due.pop(host, None)
+        if host not in self._waiting:
+            self._waiting.add(host)
+            self._ask(host)
+
+
+def dialled(config: Config) -> set[str]:
+    """Every host a configuration's forwards dial, or dial from."""
+    targets = {forward.target.host for forward in config.forwards}
+    return targets | {forward.source for forward in config.forwards if forward.source is not None}
+
+
+def bound(config: Config) -> set[str]:
+    """Every host a configuration's forwards listen on."""
+    return {forward.listen.host for forward in config.forwards}
+
+
+def _address(family: object, text: object) -> Address:
+    if family not in (socket.AF_INET, socket.AF_INET6) or not isinstance(text, str):
+        raise ValueError(f"no address: {family!r} {text!r}")
+    assert isinstance(family, int)
+    bare = text.partition("%")[0]
+    try:
+        socket.inet_pton(family, bare)
+    except OSError:
+        raise ValueError(f"no address: {text!r}") from None
+    return Address(family, text)

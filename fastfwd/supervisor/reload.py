@@ -1,0 +1,199 @@
+"""A reload, as two phases over living workers: prepare everything, then commit or roll back.
+
+supervisor/main makes one per SIGHUP and steps it from its loop; it never waits. Until
+the commit nothing that serves has been touched, so every way out before it leaves
+the old configuration serving.
+
+    asking -> preparing -> done
+       \\---------\\-------> refused
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+from fastfwd.config.check import check
+from fastfwd.config.diff import diff
+from fastfwd.config.load import load
+from fastfwd.config.resolve import is_local
+from fastfwd.model import Config, ConfigError, Problem
+from fastfwd.observe.eventlog import open_log
+from fastfwd.supervisor.children import Child
+from fastfwd.supervisor.listeners import close, places
+from fastfwd.supervisor.names import Names, bound, dialled
+
+if TYPE_CHECKING:
+    from fastfwd.supervisor.main import Supervisor
+
+ASKING_LIMIT: Final = 5.0
+"""Seconds a reload waits for the names in it. Backend names may go on without an answer."""
+
+PREPARING_LIMIT: Final = 10.0
+"""Seconds the workers have to prepare; a worker that hangs is the watchdog's business."""
+
+log = logging.getLogger("fastfwd")
+
+
+class Phase(enum.Enum):
+    """Where a reload is."""
+
+    ASKING = "asking"
+    PREPARING = "preparing"
+    DONE = "done"
+    REFUSED = "refused"
+
+
+class Reload:
+    """One attempt. `phase` tells how far it is."""
+
+    def __init__(self, supervisor: Supervisor, now: float) -> None:
+        """Read the file again and begin, at `now` (monotonic seconds)."""
+        self.phase = Phase.ASKING
+        self._supervisor = supervisor
+        self._deadline = now + ASKING_LIMIT
+        self._waiting: set[Child] = set()
+        self._opened: dict[str, list[socket.socket]] = {}
+        self._log_descriptor: int | None = None
+        try:
+            self.config = load(supervisor.options.file, lenient=supervisor.options.lenient)
+        except ConfigError as error:
+            self._refuse(error.problems)
+            return
+        supervisor.ask(self.config, now)
+
+    def step(self, now: float) -> None:
+        """Go as far as possible without waiting."""
+        if self.phase is Phase.ASKING:
+            hosts = bound(self.config) | dialled(self.config)
+            if now >= self._deadline or not self._supervisor.names.waiting(hosts):
+                self._prepare(now)
+        elif self.phase is Phase.PREPARING and now >= self._deadline:
+            slow = ", ".join(child.title for child in self._waiting)
+            self._refuse([], f"{slow} did not get ready within {PREPARING_LIMIT:.0f} s")
+
+    def enlist(self, child: Child) -> None:
+        """`child` was forked while this reload prepares: it takes part too."""
+        if self.phase is Phase.PREPARING:
+            self._waiting.add(child)
+            self._send_prepare(child)
+
+    def forget(self, child: Child) -> None:
+        """`child` has died; its successor will be enlisted."""
+        self._waiting.discard(child)
+        self._commit_if_ready()
+
+    def prepared(self, child: Child, generation: int, error: str | None) -> None:
+        """`child` says that it has prepared `generation`, or why it could not."""
+        if self.phase is not Phase.PREPARING or generation != self._generation:
+            return
+        if error is not None:
+            self._refuse([], f"{child.title}: {error}")
+            return
+        self._waiting.discard(child)
+        self._commit_if_ready()
+
+    def _prepare(self, now: float) -> None:
+        supervisor = self._supervisor
+        problems = name_problems(self.config, supervisor.names, warn=log.warning)
+        if not problems:
+            problems = check(self.config, addresses=supervisor.names.addresses, is_local=is_local)
+        if problems:
+            self._refuse(problems)
+            return
+        self._places = places(self.config, supervisor.names.addresses)
+        try:
+            self._opened = supervisor.listeners.open(self._places)
+        except ConfigError as error:
+            self._refuse(error.problems)
+            return
+        self._log_descriptor = self._open_log()
+        self._generation = supervisor.next_generation()
+        self.phase = Phase.PREPARING
+        self._deadline = now + PREPARING_LIMIT
+        self._waiting = set(supervisor.children.workers)
+        for child in list(self._waiting):
+            self._send_prepare(child)
+        self._commit_if_ready()
+
+    def _open_log(self) -> int | None:
+        if self.config.logfile is None:
+            return None
+        try:
+            return open_log(self.config.logfile)
+        except OSError as error:
+            kept = self._supervisor.log_descriptor
+            log.warning(
+                "%s: cannot open the log %s: %s; %s",
+                self.config.origin("logfile"),
+                self.config.logfile,
+                error.strerror,
+                "going on with the old one" if kept is not None else "going on without a log",
+            )
+            return kept if kept is None else os.dup(kept)
+
+    def _send_prepare(self, child: Child) -> None:
+        self._supervisor.send_table(
+            child, self.config, self._places, self._opened, self._log_descriptor, self._generation
+        )
+
+    def _commit_if_ready(self) -> None:
+        if self.phase is not Phase.PREPARING or self._waiting:
+            return
+        supervisor = self._supervisor
+        changes = diff(supervisor.config, self.config)
+        self.phase = Phase.DONE
+        supervisor.commit(self.config, self._places, self._opened, self._log_descriptor)
+        for directive in changes.fixed:
+            log.warning("%s: %s takes effect at the next start", self.config.origin(directive), directive)
+        for warning in self.config.warnings:
+            log.warning("%s", warning)
+        log.info(
+            "reloaded: %d forwards (%d added, %d removed)",
+            len(self.config.forwards),
+            len(changes.added),
+            len(changes.removed),
+        )
+
+    def _refuse(self, problems: list[Problem], reason: str = "") -> None:
+        if self.phase is Phase.PREPARING:
+            for child in self._supervisor.children.workers:
+                child.channel.send({"op": "abort"})
+        self.phase = Phase.REFUSED
+        close(self._opened)
+        if self._log_descriptor is not None:
+            os.close(self._log_descriptor)
+        for problem in problems:
+            log.error("%s", problem)
+        log.error(
+            "reload refused: %s; the old configuration goes on",
+            reason or f"{len(problems)} problem{'s' if len(problems) != 1 else ''}",
+        )
+
+
+def name_problems(config: Config, names: Names, warn: object) -> list[Problem]:
+    """What is wrong with the names of a configuration whose lookups have ended, or have
+    had their time: every bind name needs an address, and a name that does not exist is
+    a mistake. A backend name that could not be asked for is reported to `warn` (a
+    logger's method) and tried again later."""
+    assert callable(warn)
+    problems = []
+    for forward in config.forwards:
+        wanted = [(forward.listen.host, True), (forward.target.host, False)]
+        if forward.source is not None:
+            wanted.append((forward.source, False))
+        for host, needed in wanted:
+            if names.addresses.get(host):
+                continue
+            failure = names.failures.get(host)
+            reason = failure.reason if failure else "no answer from the name service yet"
+            if needed or (failure is not None and failure.definitive):
+                problems.append(
+                    Problem(forward.origin, f"expected a host that can be resolved, found '{host}': {reason}")
+                )
+            else:
+                warn("%s: cannot resolve '%s' yet (%s); trying again", forward.origin, host, reason)
+    return problems

@@ -1,0 +1,1 @@
+"""One process, one epoll loop: accept, access, dial, session."""

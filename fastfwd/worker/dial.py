@@ -1,0 +1,259 @@
+"""A client has come in: connect to its backend, trying every address in order.
+
+worker/accept makes a Dial per client; it ends in a Session or in a log line saying
+why not. A dial registers the backend only; a client that waits for more than
+`PATIENCE` is watched for leaving. It must never resolve a name: the addresses come
+from the supervisor.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from _socket import socket as Socket  # noqa: N812
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from fastfwd.model import Address, Outcome
+from fastfwd.observe.eventlog import Event
+from fastfwd.worker.session import READ, Session
+
+if TYPE_CHECKING:
+    from fastfwd.worker.accept import Listener
+
+CONNECT_TIMEOUT: Final = 10.0
+"""Seconds per address. Without it a blackholed backend holds its client for the 127 s
+of the kernel's six SYN retries."""
+
+PATIENCE: Final = 1.0
+"""Seconds a dial may take before its client is registered with epoll: most never are,
+which saves a wake-up per connection."""
+
+STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+IPPROTO_TCP: Final = socket.IPPROTO_TCP
+SOL_SOCKET: Final = socket.SOL_SOCKET
+KEEPALIVE_IDLE: Final = 60
+"""Seconds of silence before the first keepalive probe: a peer that vanished without a
+FIN is found in minutes instead of never."""
+
+ESTABLISHED_THEN_RESET: Final = frozenset({0, errno.ECONNRESET, errno.EPIPE})
+"""SO_ERROR of a connection that was there before it broke; a refused one says ECONNREFUSED."""
+
+
+class Target:
+    """Where a forward's sessions go: numeric addresses, changed when a name's do.
+
+    `source` is the local address to dial from; `source_wanted` with no address says
+    that the configuration names one that could not be resolved: then nothing is
+    dialled, since going out from another address would be a security hole.
+    """
+
+    def __init__(self, host: str, port: int, source_host: str | None) -> None:
+        self.host = host
+        self.port = port
+        self.source_host = source_host
+        self.addresses: list[Address] = []
+        self.sources: list[Address] = []
+        self.self_connect = False
+
+    def update(self, hosts: Mapping[str, Sequence[Address]]) -> None:
+        """Take the addresses of this target's names out of `hosts`, if they are there."""
+        self.addresses = list(hosts.get(self.host, self.addresses))
+        if self.source_host is not None:
+            self.sources = list(hosts.get(self.source_host, self.sources))
+
+
+def tune(sock: Socket) -> None:
+    """Options every TCP socket of ours has; accepted ones inherit them from the listener.
+
+    No delay, because we forward pieces that somebody has already decided to send;
+    keepalive, because a firewall's peers vanish; urgent data in line, because a
+    telnet peer would otherwise lose the byte it marks.
+    """
+    sock.setsockopt(IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    sock.setsockopt(SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+class Dial:
+    """A client on its way to its backend. Ready to be a key of a TimerQueue."""
+
+    __slots__ = (
+        "_dialled",
+        "_next",
+        "_opened",
+        "_watching",
+        "address",
+        "backend",
+        "backend_fd",
+        "client",
+        "client_fd",
+        "client_port",
+        "listener",
+        "peer",
+        "serial",
+        "started",
+    )
+
+    def __init__(
+        self, listener: Listener, client: Socket, client_fd: int, peer: str, client_port: int
+    ) -> None:
+        """Dial for `client`, a connected non-blocking socket that becomes the dial's, from
+        the numeric address `peer` and `client_port`."""
+        self.listener = listener
+        self.client = client
+        self.client_fd = client_fd
+        self.peer = peer
+        self.client_port = client_port
+        worker = listener.worker
+        worker.serial += 1
+        self.serial = worker.serial
+        self.started = worker.loop.now
+        self.backend: Socket | None = None
+        self.backend_fd = -1
+        self.address: Address | None = None
+        self._dialled = 0.0
+        self._next = 0
+        self._opened = False
+        self._watching = False
+        worker.dials.add(self)
+
+    def attempt(self) -> None:
+        """Dial the next address; with none left, end."""
+        listener = self.listener
+        worker = listener.worker
+        target = listener.target
+        outcome = Outcome.LOCAL_CONNECT_FAILED
+        while self._next < len(target.addresses):
+            address = self.address = target.addresses[self._next]
+            self._next += 1
+            try:
+                backend = Socket(address.family, STREAM, 0)
+            except OSError as error:
+                worker.pause(error)
+                return self.end(Outcome.LOCAL_SOCKET_FAILED)
+            try:
+                tune(backend)
+                if target.source_host is not None:
+                    self._bind(backend, address)
+                code = backend.connect_ex((address.text, target.port))
+            except OSError:
+                backend.close()
+                outcome = Outcome.LOCAL_BIND_FAILED
+                continue
+            if code not in (0, errno.EINPROGRESS):
+                backend.close()
+                outcome = Outcome.LOCAL_CONNECT_FAILED
+                continue
+            self.backend = backend
+            self.backend_fd = backend.fileno()
+            if not self._opened:  # rinetd's order: before the backend has answered
+                self._opened = True
+                self._log(Outcome.OPENED)
+            self._dialled = worker.loop.now
+            worker.loop.watch(self.backend_fd, READ | select.EPOLLOUT, self.event)
+            worker.patience.add(self, worker.loop.now)
+            return None
+        return self.end(outcome)
+
+    def event(self, mask: int) -> None:
+        """The backend has answered: connected, refused, or unreachable."""
+        backend = self.backend
+        assert backend is not None
+        broken = False
+        if mask & (select.EPOLLERR | select.EPOLLHUP):
+            error = backend.getsockopt(SOL_SOCKET, socket.SO_ERROR)
+            if error not in ESTABLISHED_THEN_RESET:
+                return self._try_another()
+            # Asking has taken the error off the socket; its reads will end as if cleanly.
+            broken = True
+        elif self.listener.target.self_connect and backend.getsockname() == backend.getpeername():
+            # Two SYNs crossed: the kernel chose the target's own port as the source
+            # (RFC 9293, 3.5, simultaneous open) and the socket talks to itself.
+            return self._try_another()
+        worker = self.listener.worker
+        worker.forget_dial(self)
+        session = Session(
+            self.listener,
+            self.client,
+            self.client_fd,
+            backend,
+            self.backend_fd,
+            self,
+            worker.loop.now - self._dialled,
+        )
+        return session.begin(mask & ~select.EPOLLOUT, broken=broken, client_watched=self._watching)
+
+    def waited(self) -> None:
+        """PATIENCE is over: from now on notice a client that leaves."""
+        worker = self.listener.worker
+        if not self._watching:
+            self._watching = True
+            worker.loop.watch(self.client_fd, select.EPOLLET, self._client_event)
+        worker.overdue.add(self, worker.loop.now)
+
+    def timed_out(self) -> None:
+        """CONNECT_TIMEOUT is over for this address."""
+        self._try_another()
+
+    def end(self, outcome: Outcome) -> None:
+        """The only way out without a session: one log line, everything closed."""
+        worker = self.listener.worker
+        worker.forget_dial(self)
+        self._drop_backend()
+        worker.loop.handlers.pop(self.client_fd, None)
+        worker.loop.closing.append(self.client)
+        self._log(outcome)
+
+    def _client_event(self, mask: int) -> None:
+        # Only a reset ends a dial: a FIN may be the half-close of somebody who waits
+        # for the answer (`nc -N`), and no system call tells it from a farewell.
+        if mask & (select.EPOLLERR | select.EPOLLHUP):
+            self.end(Outcome.DONE_REMOTE_CLOSED)
+
+    def _try_another(self) -> None:
+        worker = self.listener.worker
+        worker.patience.discard(self)
+        worker.overdue.discard(self)
+        self._drop_backend()
+        self.attempt()
+
+    def _drop_backend(self) -> None:
+        if self.backend is not None:
+            self.listener.worker.loop.forget(self.backend_fd)
+            self.listener.worker.loop.closing.append(self.backend)
+            self.backend = None
+
+    def _bind(self, backend: Socket, address: Address) -> None:
+        for source in self.listener.target.sources:
+            if source.family == address.family:
+                # The port is chosen at connect, per destination: a plain bind would use
+                # up one of 28,000 ports for all destinations (ip(7)).
+                backend.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+                backend.bind((source.text, 0))
+                return
+        raise OSError(errno.EADDRNOTAVAIL, "no source address of the target's family")
+
+    def _log(self, outcome: Outcome) -> None:
+        worker = self.listener.worker
+        if worker.log is not None:
+            worker.log.event(
+                Event(
+                    self.listener.forward,
+                    outcome,
+                    self.peer,
+                    self.client_port,
+                    duration=worker.loop.now - self.started,
+                    session=worker.session_id(self.serial),
+                    backend=self.backend_text(),
+                )
+            )
+
+    def backend_text(self) -> str | None:
+        """The address dialled last, as `address:port`, None when there was none."""
+        if self.address is None:
+            return None
+        host = f"[{self.address.text}]" if self.address.family == socket.AF_INET6 else self.address.text
+        return f"{host}:{self.listener.target.port}"

@@ -1,0 +1,139 @@
+"""The worker's epoll loop: readiness, timers, turns.
+
+A turn is: wait; call the handler of every ready descriptor; give the pumps that
+used up their budget another go; close what was closed; run the end-of-turn work
+(the log's one write); look at the timers. worker/main makes it, everything in the
+worker registers with it. It must never know what a session is.
+
+Hot path: handlers are plain callables in a dict keyed by descriptor, called with
+epoll's mask; there are no event objects.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from time import monotonic
+from typing import Final, Generic, Protocol, TypeVar
+
+GRANULARITY: Final = 0.05
+"""Seconds between two looks at the timers; every limit here is much longer."""
+
+BEAT: Final = 1.0
+"""Seconds an idle loop sleeps at most, so that its heartbeat goes on."""
+
+Handler = Callable[[int], object]
+"""Called with epoll's mask; what it returns is nobody's business."""
+
+
+class Closable(Protocol):
+    """Whatever owns a descriptor."""
+
+    def close(self) -> None: ...
+
+
+Item = TypeVar("Item")
+
+
+class TimerQueue(Generic[Item]):
+    """Things that expire the same number of seconds after they were added.
+
+    Same duration means order of adding is order of expiry, so a dict is the whole
+    priority queue: adding and removing cost one hash each, which a connection can
+    afford (a heap would also keep every finished dial alive until its deadline).
+    """
+
+    def __init__(self, seconds: float, expired: Callable[[Item], None]) -> None:
+        self.seconds = seconds
+        self.expired = expired
+        self.due: dict[Item, float] = {}
+
+    def add(self, item: Item, now: float) -> None:
+        """Have `expired(item)` called `seconds` from `now` (monotonic)."""
+        self.due[item] = now + self.seconds
+
+    def discard(self, item: Item) -> None:
+        """Forget `item`, if it is here."""
+        self.due.pop(item, None)
+
+    def run(self, now: float) -> None:
+        """Expire what is due. An item is removed before its callback runs."""
+        while self.due:
+            item = next(iter(self.due))
+            if self.due[item] > now:
+                return
+            del self.due[item]
+            self.expired(item)
+
+
+class Loop:
+    """One thread, one epoll. `now` is the monotonic time of the current turn in seconds."""
+
+    def __init__(self, beat: Callable[[float], None]) -> None:
+        """`beat(now)` is called once per turn: the heartbeat the supervisor watches. It
+        comes from the loop itself so that a hung loop looks hung."""
+        self.epoll = select.epoll()
+        self.handlers: dict[int, Handler] = {}
+        self.now = monotonic()
+        self.running = True
+        self.again: list[Callable[[], None]] = []
+        """Called in the next turn: pumps with more to move than their budget."""
+        self.closing: list[Closable] = []
+        """Closed at the end of the turn: a number closed earlier could come back from
+        accept and receive the events still waiting in this turn's batch."""
+        self.end_of_turn: list[Callable[[], None]] = []
+        self._queues: list[TimerQueue[object]] = []
+        self._beat = beat
+        self._next_look = 0.0
+
+    def timer(self, seconds: float, expired: Callable[[Item], None]) -> TimerQueue[Item]:
+        """A queue for everything that expires after `seconds`."""
+        queue = TimerQueue(seconds, expired)
+        self._queues.append(queue)  # type: ignore[arg-type]
+        return queue
+
+    def watch(self, descriptor: int, mask: int, handler: Handler) -> None:
+        """Call `handler(mask)` when `descriptor` is ready for any of `mask` (select.EPOLL*)."""
+        self.handlers[descriptor] = handler
+        self.epoll.register(descriptor, mask)
+
+    def forget(self, descriptor: int) -> None:
+        """Stop watching. Needed before closing a descriptor that another process holds
+        too: epoll would go on reporting it (epoll(7), question 6)."""
+        if self.handlers.pop(descriptor, None) is not None:
+            self.epoll.unregister(descriptor)
+
+    def run(self) -> None:
+        """Turn until `running` is false."""
+        poll = self.epoll.poll
+        handler_of = self.handlers.get
+        while self.running:
+            if self.again:
+                timeout = 0.0
+            else:
+                timeout = BEAT
+                for queue in self._queues:
+                    if queue.due:
+                        timeout = GRANULARITY
+                        break
+            events = poll(timeout, 256)
+            self.now = now = monotonic()
+            self._beat(now)
+            for descriptor, mask in events:
+                handler = handler_of(descriptor)
+                if handler is not None:
+                    handler(mask)
+            if self.again:
+                again, self.again = self.again, []
+                for go_on in again:
+                    go_on()
+            if self.closing:
+                for closable in self.closing:
+                    closable.close()
+                self.closing.clear()
+            for work in self.end_of_turn:
+                work()
+            if now >= self._next_look:
+                self._next_look = now + GRANULARITY
+                for queue in self._queues:
+                    queue.run(now)

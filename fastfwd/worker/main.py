@@ -1,0 +1,340 @@
+"""A worker: one process, one loop, the sessions of one slot.
+
+The supervisor forks it with an end of a channel and a scoreboard row, and nothing
+else: its listeners, its log and its table of forwards arrive as messages, the same
+way a reload brings new ones. It never opens a file, resolves a name or binds a port,
+and outlives the supervisor only to let its sessions finish.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import select
+import signal
+import time
+from _socket import socket as Socket  # noqa: N812
+from dataclasses import dataclass
+from typing import Final
+
+from fastfwd.channel import Channel, Message
+from fastfwd.model import AccessRule, Address, Forward, LogFormat, Outcome
+from fastfwd.observe.eventlog import Event, EventLog, line_format
+from fastfwd.observe.scoreboard import Cell
+from fastfwd.relay.copying import discarder
+from fastfwd.relay.pipes import PipePool
+from fastfwd.relay.splicing import movers
+from fastfwd.worker.accept import STREAM, Listener
+from fastfwd.worker.access import compile_rules
+from fastfwd.worker.dial import CONNECT_TIMEOUT, PATIENCE, Dial, Target
+from fastfwd.worker.loop import GRANULARITY, Loop
+from fastfwd.worker.privileges import Account, PrivilegeError, drop
+from fastfwd.worker.session import LINGER, Abort, Session
+
+PAUSE: Final = 0.25
+"""Seconds without accepting after the process or the system ran out of room."""
+
+FILL: Final = 32
+"""Pipes opened before privileges are dropped."""
+
+CANNOT_START: Final = 3
+"""Exit status of a worker that failed before it served."""
+
+log = logging.getLogger("fastfwd")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One forward of a table, for one slot. `key` is the supervisor's name of the listening
+    socket; `fresh` that its descriptor comes with the message."""
+
+    key: str
+    forward: Forward
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a worker serves from the commit of `generation` on. `hosts` maps every host of
+    the forwards, numeric or not, to its addresses; `ephemeral` is the range the kernel
+    takes source ports from."""
+
+    generation: int
+    entries: tuple[Entry, ...]
+    rules: tuple[AccessRule, ...]
+    hosts: dict[str, list[Address]]
+    logging: bool
+    logformat: LogFormat
+    logduration: bool
+    ephemeral: range
+
+
+class Worker:
+    """State of the process; the rest of the package works on it."""
+
+    def __init__(self, slot: int, channel: Channel, row: memoryview) -> None:
+        """The worker of `slot`, talking to the supervisor over `channel`, its figures in
+        the scoreboard `row`."""
+        self.slot = slot
+        self.channel = channel
+        self.row = row
+        self.loop = Loop(self._beat)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.pool = PipePool(cap=max(4, min(1024, limit // 16)))
+        self.copy, _ = movers(self.pool)
+        self.discard = discarder()
+        self.log: EventLog | None = None
+        self.sessions: set[Session] = set()
+        self.dials: set[Dial] = set()
+        self.serial = 0
+        self.patience = self.loop.timer(PATIENCE, Dial.waited)
+        self.overdue = self.loop.timer(CONNECT_TIMEOUT - PATIENCE, Dial.timed_out)
+        self.lingering = self.loop.timer(LINGER, Session.close)
+        self._aborts = self.loop.timer(GRANULARITY, self._try_abort)
+        self._paused = self.loop.timer(PAUSE, self._resume)
+        self._listeners: dict[str, Listener] = {}
+        self._prepared: tuple[dict[str, Listener], EventLog | None] | None = None
+        self._draining = False
+        self._complained = -60.0
+        self._born = f"{slot:x}-{time.time_ns() // 1_000_000:x}"
+
+    def session_id(self, serial: int | None = None) -> str:
+        """A name for a connection, unique over all workers and their predecessors."""
+        if serial is None:
+            self.serial = serial = self.serial + 1
+        return f"{self._born}-{serial:x}"
+
+    def run(self) -> None:
+        """Serve until told to stop, or until drained."""
+        self.channel.send({"op": "ready"})
+        self.loop.watch(self.channel.fileno(), select.EPOLLIN, self._hear)
+        self.loop.end_of_turn.append(self._finish_turn)
+        self.loop.run()
+        if self.log is not None:
+            self.log.close()
+
+    # -- what accept, dial and session need of the process
+
+    def forget_dial(self, dial: Dial) -> None:
+        """`dial` has ended, in a session or without one."""
+        self.dials.discard(dial)
+        self.patience.discard(dial)
+        self.overdue.discard(dial)
+
+    def abort(self, sock: Socket) -> None:
+        """Close `sock` with a reset, after what was sent on it has been acknowledged."""
+        self._try_abort(Abort(sock, self.loop.now))
+
+    def accept_failed(self, listener: Listener, error: OSError, *, pause: bool) -> None:
+        """accept(2) said `error`. With `pause`, stop accepting for a moment."""
+        self.row[Cell.ACCEPT_ERRORS] += 1
+        if pause and not self.pause(error):
+            return
+        if self.log is not None:
+            self.log.event(Event(listener.forward, Outcome.ACCEPT_FAILED, "?", session=self.session_id()))
+
+    def pause(self, error: OSError) -> bool:
+        """Out of descriptors or memory: leave clients in the kernel's queues for PAUSE
+        seconds. Says so at most once a second; returns whether it did."""
+        if not self._paused.due:
+            for listener in self._listeners.values():
+                self.loop.forget(listener.sock.fileno())
+            self._paused.add(None, self.loop.now)
+        if self.loop.now < self._complained + 1.0:
+            return False
+        self._complained = self.loop.now
+        log.warning(
+            "slot %d: not accepting for now: %s (%d sessions)", self.slot, error.strerror, len(self.sessions)
+        )
+        return True
+
+    # -- orders
+
+    def _hear(self, mask: int) -> None:
+        messages, alive = self.channel.receive()
+        for message, descriptors in messages:
+            self._obey(message, descriptors)
+        if not alive:
+            # The supervisor is gone and a new one cannot adopt us: leave the ports to
+            # it and let the sessions, which may be days old, finish.
+            log.warning("slot %d: the supervisor is gone; draining", self.slot)
+            self.loop.forget(self.channel.fileno())
+            self.drain()
+
+    def _obey(self, message: Message, descriptors: list[int] | None) -> None:
+        operation = message["op"]
+        if operation == "prepare":
+            self._prepare(message["table"], descriptors)
+        elif operation == "commit":
+            self._commit()
+        elif operation == "abort":
+            self._forget_prepared()
+        elif operation == "addresses":
+            for listener in self._listeners.values():
+                listener.target.update(message["hosts"])
+        elif operation == "drain":
+            self.drain()
+        elif operation == "stop":
+            self.stop()
+
+    def _prepare(self, table: Table, descriptors: list[int] | None) -> None:
+        """Make everything the table needs without touching what serves, then answer."""
+        self._forget_prepared()
+        answer = {"op": "prepared", "generation": table.generation}
+        if descriptors is None:
+            self.channel.send({**answer, "error": "no descriptors left for the new listeners"})
+            return
+        arrived = iter(descriptors)
+        event_log = None
+        if table.logging:
+            line = line_format(table.logformat, duration=table.logduration, slot=self.slot)
+            event_log = EventLog(next(arrived), line, self.row)
+        listeners = {}
+        for entry in table.entries:
+            sock = _adopt(next(arrived)) if entry.fresh else self._listeners[entry.key].sock
+            listeners[entry.key] = self._listener(entry, sock, table)
+        self._prepared = (listeners, event_log)
+        self.channel.send({**answer, "error": None})
+
+    def _listener(self, entry: Entry, sock: Socket, table: Table) -> Listener:
+        forward = entry.forward
+        target = Target(forward.target.host, forward.target.port, forward.source)
+        target.update(table.hosts)
+        # Only a target among the kernel's own source ports can be dialled by itself.
+        target.self_connect = target.port in table.ephemeral
+        judge = compile_rules((table.rules, forward.rules))
+        return Listener(self, entry.key, forward, sock, judge, target)
+
+    def _commit(self) -> None:
+        if self._prepared is None:
+            return
+        old = self._listeners
+        self._listeners, event_log = self._prepared
+        self._prepared = None
+        if self.log is not None:
+            self.log.close()
+        self.log = event_log
+        for key, listener in old.items():
+            if key not in self._listeners:
+                self._retire(listener)
+        for key, listener in self._listeners.items():
+            descriptor = listener.sock.fileno()
+            if key in old:
+                if descriptor in self.loop.handlers:  # it is not while accepting is paused
+                    self.loop.handlers[descriptor] = listener.event
+            elif self._draining:
+                self._retire(listener)
+            elif not self._paused.due:
+                self.loop.watch(descriptor, select.EPOLLIN, listener.event)
+        self.channel.send({"op": "serving"})
+
+    def _forget_prepared(self) -> None:
+        if self._prepared is None:
+            return
+        listeners, event_log = self._prepared
+        self._prepared = None
+        for key, listener in listeners.items():
+            if key not in self._listeners:
+                listener.sock.close()
+        if event_log is not None:
+            event_log.close()
+
+    def _retire(self, listener: Listener) -> None:
+        self.loop.forget(listener.sock.fileno())
+        listener.empty()
+        listener.sock.close()
+
+    def drain(self) -> None:
+        """Accept what is queued, then nothing more; end with the last session."""
+        self._draining = True
+        listeners, self._listeners = self._listeners, {}
+        for listener in listeners.values():
+            self._retire(listener)
+
+    def stop(self) -> None:
+        """End every session now, with its log line."""
+        listeners, self._listeners = self._listeners, {}
+        for listener in listeners.values():
+            self.loop.forget(listener.sock.fileno())
+            listener.sock.close()
+        for session in list(self.sessions):
+            session.stop()
+        for dial in list(self.dials):
+            dial.end(Outcome.DONE_LOCAL_CLOSED)
+        self.loop.running = False
+
+    # -- the loop's callbacks
+
+    def _beat(self, now: float) -> None:
+        self.row[Cell.HEARTBEAT] = int(now * 1e9)
+
+    def _finish_turn(self) -> None:
+        if self.log is not None:
+            self.log.flush()
+        row = self.row
+        row[Cell.SESSIONS] = open_now = len(self.sessions) + len(self.dials)
+        row[Cell.PIPES_LENT] = self.pool.lent
+        row[Cell.PIPES_IDLE] = self.pool.idle
+        row[Cell.PIPES_SHORT] = self.pool.short
+        if self._draining and not open_now and not self._aborts.due:
+            self.loop.running = False
+
+    def _try_abort(self, abort: Abort) -> None:
+        if abort.due(self.loop.now):
+            self.loop.closing.append(abort.sock)
+        else:
+            self._aborts.add(abort, self.loop.now)
+
+    def _resume(self, _: None) -> None:
+        for listener in self._listeners.values():
+            self.loop.watch(listener.sock.fileno(), select.EPOLLIN, listener.event)
+
+
+def _adopt(descriptor: int) -> Socket:
+    """A listening socket received from the supervisor, as an object that owns it."""
+    sock = Socket(fileno=descriptor)
+    return Socket(sock.family, STREAM, 0, sock.detach())
+
+
+class ChannelHandler(logging.Handler):
+    """The program's own messages go to the supervisor, which alone writes them: a stalled
+    terminal or syslog must not stop a worker."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send `record` upwards; dropped when the supervisor does not listen."""
+        if not self._channel.backlog:
+            self._channel.send({"op": "say", "level": record.levelno, "text": self.format(record)})
+
+
+def main(slot: int, channel: Channel, row: memoryview, account: Account | None) -> int:
+    """Be the worker of `slot` in this freshly forked process, as `account`. Returns the
+    exit status."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all of us
+    with open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write(f"fastfwd-w{slot}")
+    log.handlers = [ChannelHandler(channel)]
+    worker = Worker(slot, channel, row)
+    worker.pool.fill(FILL)
+    try:
+        drop(account)
+    except PrivilegeError as error:
+        log.critical("slot %d: %s", slot, error)
+        return CANNOT_START
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    worker.loop.watch(reader, select.EPOLLIN, lambda mask: worker.stop())
+    # Sessions break their own reference cycles when they close, so there is nothing for
+    # the collector to find, and its full passes would cost milliseconds.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    worker.run()
+    return 0

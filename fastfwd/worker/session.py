@@ -1,0 +1,307 @@
+"""A client connection with its backend connection: both pumps, and how they end.
+
+worker/dial makes it when the backend has answered; the loop calls `client_event` and
+`backend_event`. Everything that decides about half-close, reset and lingering lives
+here; bytes are the pumps' business. `close` and `reset` are the only ways out, each
+writes the log line.
+
+How a direction ends, and what the peers see:
+
+* END: the FIN is passed on (shutdown), the other direction goes on; both: close.
+* SOURCE_BROKE: a reset is passed on as a reset, after the bytes before it.
+* SINK_BROKE: the other direction is read to its end first. A client that is still
+  sending to a backend that is gone is read and dropped, so that our own reset does
+  not take the backend's last answer with it (RFC 9112, 9.6).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import select
+import socket
+import struct
+import termios
+from _socket import socket as Socket  # noqa: N812
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from fastfwd.model import Outcome
+from fastfwd.observe.eventlog import Event
+from fastfwd.relay.pump import BUDGET, DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Pump, release
+
+if TYPE_CHECKING:
+    from fastfwd.worker.accept import Listener
+    from fastfwd.worker.dial import Dial
+
+READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+WROTE: Final = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
+TO_END: Final = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLERR | select.EPOLLHUP
+
+LINGER: Final = 5.0
+"""Seconds a client that keeps sending is read and dropped after its last answer (nginx's
+lingering_timeout)."""
+
+RESET_PATIENCE: Final = 30.0
+"""Seconds a reset waits for the bytes before it to be acknowledged: SO_LINGER 0 throws
+away what is still in the send queue (socket(7))."""
+
+ABORT: Final = struct.pack("ii", 1, 0)
+
+
+class Session:
+    """Owns both sockets from the moment it exists."""
+
+    __slots__ = (
+        "backend",
+        "backend_fd",
+        "broken",
+        "client",
+        "client_fd",
+        "client_mask",
+        "dial_time",
+        "down",
+        "lingering",
+        "listener",
+        "open",
+        "origin",
+        "outcome",
+        "up",
+    )
+
+    def __init__(
+        self,
+        listener: Listener,
+        client: Socket,
+        client_fd: int,
+        backend: Socket,
+        backend_fd: int,
+        origin: Dial,
+        dial_time: float,
+    ) -> None:
+        """A session of two connected non-blocking sockets. `origin` is the dial it came
+        from (peer, start, serial); `dial_time` in seconds is how long that took."""
+        worker = listener.worker
+        self.listener = listener
+        self.client = client
+        self.client_fd = client_fd
+        self.client_mask = 0
+        self.backend = backend
+        self.backend_fd = backend_fd
+        self.origin = origin
+        self.dial_time = dial_time
+        self.up = Pump(client, backend, worker.copy)
+        self.down = Pump(backend, client, worker.copy)
+        self.outcome: Outcome | None = None
+        self.broken: Socket | None = None
+        """The side that is known to have been reset although its reads may end cleanly."""
+        self.open = True
+        self.lingering = False
+
+    def begin(self, mask: int, *, broken: bool, client_watched: bool) -> None:
+        """Start relaying. `mask` is what epoll said of the backend besides "connected";
+        `broken` that its error has already been taken off the socket; `client_watched`
+        that the client is registered with epoll."""
+        worker = self.listener.worker
+        loop = worker.loop
+        worker.sessions.add(self)
+        loop.handlers[self.client_fd] = self.client_event
+        loop.handlers[self.backend_fd] = self.backend_event
+        if broken:
+            self.broken = self.backend
+            mask |= select.EPOLLIN | select.EPOLLRDHUP
+        # The client's first bytes are usually here already: reading before registering
+        # saves a wake-up per connection.
+        self.turn(self.up)
+        if mask and self.open:
+            self.backend_event(mask)
+        if self.open:
+            self.client_mask |= READ
+            if client_watched:
+                loop.epoll.modify(self.client_fd, self.client_mask)
+            else:
+                loop.epoll.register(self.client_fd, self.client_mask)
+
+    def client_event(self, mask: int) -> None:
+        """The client's socket is ready for what epoll's `mask` says."""
+        up = self.up
+        if mask & TO_END:
+            up.to_end = True
+            if mask & select.EPOLLPRI:
+                up.copy_only = True
+        if up.verdict == DRY and mask & ~select.EPOLLOUT:
+            self.turn(up)
+        if mask & WROTE and self.down.verdict == FULL and self.open:
+            self.turn(self.down)
+
+    def backend_event(self, mask: int) -> None:
+        """The backend's socket is ready for what epoll's `mask` says."""
+        down = self.down
+        if mask & TO_END:
+            down.to_end = True
+            if mask & select.EPOLLPRI:
+                down.copy_only = True
+        if down.verdict == DRY and mask & ~select.EPOLLOUT:
+            self.turn(down)
+        if mask & WROTE and self.up.verdict == FULL and self.open:
+            self.turn(self.up)
+
+    def turn(self, pump: Pump) -> None:
+        """Let `pump` move up to its budget and act on the verdict."""
+        verdict = pump.verdict = pump.move(pump, BUDGET)
+        if verdict == DRY:
+            return
+        if verdict == FULL:
+            if pump is self.down and not self.client_mask & select.EPOLLOUT:
+                self._watch_client_room()
+        elif verdict == MORE:
+            self.listener.worker.loop.again.append(partial(self._again, pump))
+        elif verdict == END and self.broken is not pump.source:
+            self._ended(pump)
+        elif verdict == SINK_BROKE:
+            self._sink_broke(pump)
+        else:
+            pump.verdict = SOURCE_BROKE
+            self._blame(pump.source)
+            self.reset(pump.sink)
+
+    def close(self) -> None:
+        """End the session: both sockets closed (a FIN where none was sent), one log line."""
+        if not self.open:
+            return
+        self.open = False
+        listener = self.listener
+        worker = listener.worker
+        worker.sessions.discard(self)
+        if self.lingering:
+            worker.lingering.discard(self)
+        handlers = worker.loop.handlers
+        handlers.pop(self.client_fd, None)
+        handlers.pop(self.backend_fd, None)
+        up, down = self.up, self.down
+        if up.pipe is not None or down.pipe is not None:
+            release(up, worker.pool)
+            release(down, worker.pool)
+        worker.loop.closing.append(self.client)
+        worker.loop.closing.append(self.backend)
+        if worker.log is not None:
+            origin = self.origin
+            worker.log.event(
+                Event(
+                    listener.forward,
+                    self.outcome or Outcome.DONE_LOCAL_CLOSED,
+                    origin.peer,
+                    origin.client_port,
+                    up.taken,
+                    down.given,
+                    worker.loop.now - origin.started,
+                    worker.session_id(origin.serial),
+                    origin.backend_text(),
+                    self.dial_time,
+                )
+            )
+
+    def reset(self, sink: Socket) -> None:
+        """End the session because one side broke: `sink`, the other one, is reset once it
+        has acknowledged what it was given."""
+        if not self.open:
+            return
+        self.close()
+        worker = self.listener.worker
+        worker.loop.closing.remove(sink)
+        worker.abort(sink)
+
+    def stop(self) -> None:
+        """End the session because the worker ends. A side that would miss bytes we hold
+        is reset, so that it cannot take a part for the whole."""
+        for pump in (self.up, self.down):
+            if pump.taken != pump.given:
+                pump.sink.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+        self.close()
+
+    def _again(self, pump: Pump) -> None:
+        if self.open and pump.verdict == MORE:
+            self.turn(pump)
+
+    def _other(self, pump: Pump) -> Pump:
+        return self.down if pump is self.up else self.up
+
+    def _blame(self, side: Socket) -> None:
+        """Remember which side ended first; it is the log's last word."""
+        if self.outcome is None:
+            client_left = side is self.client
+            self.outcome = Outcome.DONE_REMOTE_CLOSED if client_left else Outcome.DONE_LOCAL_CLOSED
+
+    def _watch_client_room(self) -> None:
+        # Not from the start: every edge of writability is a wake-up that small answers
+        # do not need.
+        self.client_mask |= select.EPOLLOUT
+        if self.client_mask & select.EPOLLIN:
+            self.listener.worker.loop.epoll.modify(self.client_fd, self.client_mask)
+
+    def _ended(self, pump: Pump) -> None:
+        self._blame(pump.source)
+        other = self._other(pump)
+        if other.verdict >= END:
+            if other.verdict == SINK_BROKE:
+                # The client is gone and its last bytes have gone up: tell the backend.
+                self.reset(pump.sink)
+            else:
+                self.close()
+            return
+        try:
+            pump.sink.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # reset meanwhile: its own pump finds out
+                raise
+        if other.move is self.listener.worker.discard:
+            self._linger()
+
+    def _sink_broke(self, pump: Pump) -> None:
+        worker = self.listener.worker
+        self._blame(pump.sink)
+        other = self._other(pump)
+        release(pump, worker.pool)
+        if pump.error != errno.EPIPE and other.verdict < END:
+            # The reset came without a FIN before it, and our send has taken the error
+            # off the socket: its reads will end cleanly all the same. After EPIPE the
+            # FIN had come, and what is left to read is complete.
+            self.broken = pump.sink
+        if pump is self.up:
+            pump.move = worker.discard
+            pump.verdict = DRY
+            if other.verdict >= END:
+                self._linger()
+        elif other.verdict >= END:
+            self.reset(pump.source)
+            return
+        if other.verdict == DRY:
+            other.to_end = True
+            self.turn(other)
+        if pump is self.up and self.open:
+            self.turn(pump)
+
+    def _linger(self) -> None:
+        if not self.lingering:
+            self.lingering = True
+            worker = self.listener.worker
+            worker.lingering.add(self, worker.loop.now)
+
+
+class Abort:
+    """A socket to be closed with a reset as soon as the peer has everything before it."""
+
+    __slots__ = ("_deadline", "sock")
+
+    def __init__(self, sock: Socket, now: float) -> None:
+        self.sock = sock
+        self._deadline = now + RESET_PATIENCE
+
+    def due(self, now: float) -> bool:
+        """Whether to reset now: nothing is unacknowledged (SIOCOUTQ, tcp(7)), or we have
+        waited long enough. The socket is prepared; its close sends the reset."""
+        unacknowledged = fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        if any(unacknowledged) and now < self._deadline:
+            return False
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+        return True
