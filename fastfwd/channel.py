@@ -12,6 +12,7 @@ are messages.
 from __future__ import annotations
 
 import array
+import logging
 import pickle
 import socket
 import struct
@@ -153,6 +154,20 @@ class Channel:
         if not isinstance(message, dict):
             raise ChannelError(f"a {type(message).__name__} instead of a message")
         return message
+
+
+class ChannelHandler(logging.Handler):
+    """A child's own messages go to the supervisor, which alone writes them: a stalled
+    terminal or system log must not stop a worker."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send `record` upwards; dropped when the supervisor does not listen."""
+        if not self._channel.backlog:
+            self._channel.send({"op": "say", "level": record.levelno, "text": self.format(record)})
 
 
 def pair() -> tuple[Channel, Channel]:

@@ -69,6 +69,7 @@ def _test(file: str, *, lenient: bool) -> int:
     from fastfwd.config.check import check
     from fastfwd.config.load import load
     from fastfwd.config.resolve import Unresolvable, hosts, is_local, lookup
+    from fastfwd.config.wording import counted
     from fastfwd.model import Address, Problem
 
     config = load(file, lenient=lenient)
@@ -93,6 +94,5 @@ def _test(file: str, *, lenient: bool) -> int:
         raise ConfigError(problems)
     for warning in config.warnings:
         print(f"fastfwd: {warning}", file=sys.stderr)
-    count = len(config.forwards)
-    print(f"fastfwd: {file} is valid: {count} forward{'s' if count != 1 else ''}", file=sys.stderr)
+    print(f"fastfwd: {file} is valid: {counted(len(config.forwards), 'forward')}", file=sys.stderr)
     return 0

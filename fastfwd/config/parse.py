@@ -29,7 +29,7 @@ _FIRST_WORD = re.compile(r"[^ \t#]*")
 _FORWARD = re.compile(r"[^ \t]+[ \t]+[0-9]+(?:/tcp|/udp)?[ \t]+[^ \t]+[ \t]+[^ \t]")
 # Three fields are a forward that lacks one; fewer are something else, and the forward above stays current.
 _MEANS_FORWARD = re.compile(r"[^ \t]+[ \t]+[^ \t]+[ \t]+[^ \t]")
-_FILE_NAME = re.compile(r'("[^"]*"|[^ \t]+)(.*)', re.DOTALL)
+_FILE_NAME = re.compile(r'(?:"([^"]+)"|([^ \t]+))(.*)', re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _CONTROL_NAMES = {"\r": "a lone carriage return", "\f": "a form feed", "\v": "a vertical tab"}
 
@@ -253,7 +253,7 @@ class _Reader:
         """The single word after a directive, a comment ignored; None when an error was told."""
         words = rest.partition("#")[0].strip(_BLANKS)
         if not words or rest[0] not in _BLANKS:
-            wrong(f"expected {what} after the directive, found {quote(rest) if rest else 'nothing'}")
+            wrong(f"expected {what} after the directive, found {_or_nothing(rest)}")
             return None
         strange = _CONTROL.search(words)
         if strange is not None:
@@ -275,13 +275,14 @@ class _Reader:
         """The file named after a directive; `#` within a name does not begin a comment (rinetd)."""
         match = _FILE_NAME.fullmatch(rest.strip(_BLANKS))
         if match is None or rest[0] not in _BLANKS:
-            self.wrong(f"expected the name of a file, found {quote(rest) if rest else 'nothing'}")
+            self.wrong(f"expected the name of a file, found {_or_nothing(rest)}")
             return None
-        name, after = match.groups()
+        quoted, plain, after = match.groups()
+        name = quoted or plain
         after = after.strip(_BLANKS)
         if after and not after.startswith("#"):
-            if name.startswith('"') and '"' not in name[1:]:
-                self.wrong(expected("a closing quote after the file's name", name + " " + after))
+            if name.startswith('"'):
+                self.wrong(expected("a closing quote after the file's name", f"{name} {after}"))
             else:
                 self.wrong(
                     expected("a comment or nothing after the file's name (quote one with spaces)", after)
@@ -290,14 +291,14 @@ class _Reader:
         if "\r" in name:
             self.wrong(f"expected the name of a file, found a lone carriage return in {quote(name)}")
             return None
-        if len(name) > 1 and name.startswith('"') and name.endswith('"'):
-            name = name[1:-1]
-            if not name:
-                self.wrong(expected("the name of a file", '""'))
-                return None
-        elif name[0] in "#\"'" or name[-1] in "\"'" or _CONTROL.search(name):
+        if _CONTROL.search(name) or (plain and (plain[0] in "#\"'" or plain[-1] in "\"'")):
             self.warn(f"the file's name is taken as it stands: {quote(name)}")
         return name
+
+
+def _or_nothing(rest: str) -> str:
+    rest = rest.strip(_BLANKS)
+    return quote(rest) if rest else "nothing"
 
 
 def _character(character: str) -> str:

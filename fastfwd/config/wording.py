@@ -19,6 +19,11 @@ def expected(what: str, found: str) -> str:
     return f"expected {what}, found {quote(found)}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`number` and `noun`, which takes an s in the plural."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def quote(text: str) -> str:
     """`text` in quotes, control characters escaped, the end of a long one left out."""
     # A byte that is not UTF-8 was decoded to a lone surrogate U+DCxx; it stood there as \xxx.

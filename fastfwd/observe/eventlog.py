@@ -159,14 +159,24 @@ class EventLog:
     def __init__(self, descriptor: int, line: Line, row: memoryview) -> None:
         """Log to `descriptor`, which is the log's from now on; counts go to the worker's
         scoreboard `row`."""
-        self._descriptor = descriptor
         self._line = line
         self._row = row
         self._lines: list[str] = []
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
+        self._attach(descriptor)
+
+    def _attach(self, descriptor: int) -> None:
+        self._descriptor = descriptor
         self._cut = False
         self._pieces = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+
+    def reopen(self, descriptor: int) -> None:
+        """Go on in `descriptor`, the same log opened again after a rotation. What the old
+        one did not take goes to the new one."""
+        self.flush()
+        os.close(self._descriptor)
+        self._attach(descriptor)
 
     def event(self, event: Event) -> None:
         """Log `event` at the end of this turn."""

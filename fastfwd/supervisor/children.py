@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fastfwd import resolver
-from fastfwd.channel import Channel, ChannelError, Message, pair
+from fastfwd.channel import Channel, ChannelError, ChannelHandler, Message, pair
 from fastfwd.supervisor.restart import after_death
 from fastfwd.worker import main as worker
 from fastfwd.worker.privileges import Account
@@ -149,6 +149,7 @@ class Children:
         """In the new process: become the worker or resolver, and never return."""
         status = worker.CANNOT_START
         try:
+            log.handlers = [ChannelHandler(theirs)]
             self.abandon()
             ours.close()
             for sibling in self.living.values():
@@ -160,7 +161,7 @@ class Children:
                 status = worker.main(slot, theirs, self.row(slot), self.account)
         except BaseException:
             status = 1
-            log.critical("worker %d failed", slot, exc_info=True)
+            log.critical("process %d failed", os.getpid(), exc_info=True)
         finally:
             # No clean-up of the parent's: no exit handlers, no flushing of its buffers.
             os._exit(status)

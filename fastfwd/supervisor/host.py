@@ -58,15 +58,21 @@ def detach() -> Callable[[], None]:
     os.setsid()
 
     def ready() -> None:
-        os.chdir("/")  # keep no file system busy
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        os.close(null)
+        let_go()
         os.write(writer, b"+")
         os.close(writer)
 
     return ready
+
+
+def let_go() -> None:
+    """Keep nothing of whoever started us: no terminal, no pipe that a shell reads to its
+    end, no directory that could not be unmounted."""
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
 
 
 class SyslogHandler(logging.Handler):

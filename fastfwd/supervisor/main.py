@@ -21,6 +21,7 @@ from fastfwd.channel import Message
 from fastfwd.config.check import check
 from fastfwd.config.load import load
 from fastfwd.config.resolve import is_local
+from fastfwd.config.wording import counted
 from fastfwd.model import Config, ConfigError, Problem
 from fastfwd.observe.eventlog import open_log
 from fastfwd.observe.scoreboard import Cell, Scoreboard
@@ -233,7 +234,8 @@ class Supervisor:
             self._reap(now)
         elif number == signal.SIGHUP:
             if self._draining or self._stop_by is not None:
-                log.warning("not reloading while draining or stopping")
+                log.warning("draining or stopping: reopening the log, but not reloading")
+                self.reopen_log()
             else:
                 self._reload_wanted = True
         elif number == signal.SIGUSR1:
@@ -338,9 +340,10 @@ class Supervisor:
         child.serving = True
         if self._ready is not None and all(worker.serving for worker in self.children.workers):
             ready, self._ready = self._ready, None
-            count = len(self.config.forwards)
-            log.info("ready: %d forwards, %d workers, process %d", count, self.scoreboard.slots, os.getpid())
+            forwards = counted(len(self.config.forwards), "forward")
+            workers = counted(self.scoreboard.slots, "worker")
             ready()
+            log.info("ready: %s, %s, process %d", forwards, workers, os.getpid())
 
     def _reap(self, now: float) -> None:
         for child, words, code in self.children.reap(now):
@@ -393,7 +396,27 @@ class Supervisor:
         for child in self.children.workers:
             child.keys = frozenset(place.key for place in wanted)
             child.channel.send({"op": "commit"})
-        self.names.keep(bound(config) | dialled(config))
+        self.forget_other_names()
+
+    def forget_other_names(self) -> None:
+        """Stop looking up what the configuration in force does not name."""
+        self.names.keep(bound(self.config) | dialled(self.config))
+
+    def reopen_log(self) -> None:
+        """Go on in a new log file, after a rotation, without a new configuration."""
+        if self.log_descriptor is None or self.config.logfile is None:
+            return
+        try:
+            reopened = open_log(self.config.logfile)
+        except OSError as error:
+            log.warning(
+                "cannot reopen the log %s: %s; going on with the old one", self.config.logfile, error.strerror
+            )
+            return
+        os.close(self.log_descriptor)
+        self.log_descriptor = reopened
+        for child in self.children.workers:
+            child.channel.send({"op": "log"}, [reopened])
 
     def _moved(self, name: str) -> None:
         """`name` has other addresses: tell the workers, unless they lead back to us."""
@@ -413,7 +436,8 @@ class Supervisor:
     def _drain(self) -> None:
         if self._draining:
             return
-        log.info("draining: no new connections; %d sessions to finish", self.scoreboard.total(Cell.SESSIONS))
+        sessions = counted(self.scoreboard.total(Cell.SESSIONS), "session")
+        log.info("draining: no new connections, %s to finish", sessions)
         self._draining = True
         # Our copies first: the last one to close a queue must be the worker, which
         # empties it before.
@@ -439,6 +463,8 @@ class Supervisor:
 
     def _abandon(self) -> None:
         """In a new child: let go of everything of the supervisor's."""
+        if not self.options.foreground:
+            host.let_go()
         self.signals.abandon()
         self.listeners.close()
         if self._pidfile is not None:

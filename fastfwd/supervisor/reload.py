@@ -20,6 +20,7 @@ from fastfwd.config.check import check
 from fastfwd.config.diff import diff
 from fastfwd.config.load import load
 from fastfwd.config.resolve import is_local
+from fastfwd.config.wording import counted
 from fastfwd.model import Config, ConfigError, Problem
 from fastfwd.observe.eventlog import open_log
 from fastfwd.supervisor.children import Child
@@ -152,8 +153,8 @@ class Reload:
         for warning in self.config.warnings:
             log.warning("%s", warning)
         log.info(
-            "reloaded: %d forwards (%d added, %d removed)",
-            len(self.config.forwards),
+            "reloaded: %s (%d added, %d removed)",
+            counted(len(self.config.forwards), "forward"),
             len(changes.added),
             len(changes.removed),
         )
@@ -169,9 +170,11 @@ class Reload:
         for problem in problems:
             log.error("%s", problem)
         log.error(
-            "reload refused: %s; the old configuration goes on",
-            reason or f"{len(problems)} problem{'s' if len(problems) != 1 else ''}",
+            "reload refused: %s; the old configuration goes on", reason or counted(len(problems), "problem")
         )
+        # A rotation must not fail because somebody left the file half edited.
+        self._supervisor.reopen_log()
+        self._supervisor.forget_other_names()
 
 
 def name_problems(config: Config, names: Names, warn: object) -> list[Problem]:

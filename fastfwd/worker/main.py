@@ -171,6 +171,8 @@ class Worker:
             self._commit()
         elif operation == "abort":
             self._forget_prepared()
+        elif operation == "log":
+            self._reopen(descriptors)
         elif operation == "addresses":
             for listener in self._listeners.values():
                 listener.target.update(message["hosts"])
@@ -229,6 +231,12 @@ class Worker:
             elif not self._paused.due:
                 self.loop.watch(descriptor, select.EPOLLIN, listener.event)
         self.channel.send({"op": "serving"})
+
+    def _reopen(self, descriptors: list[int] | None) -> None:
+        if descriptors and self.log is not None:
+            self.log.reopen(descriptors[0])
+        else:
+            log.error("slot %d: no descriptor left for the reopened log", self.slot)
 
     def _forget_prepared(self) -> None:
         if self._prepared is None:
@@ -298,20 +306,6 @@ def _adopt(descriptor: int) -> Socket:
     return Socket(sock.family, STREAM, 0, sock.detach())
 
 
-class ChannelHandler(logging.Handler):
-    """The program's own messages go to the supervisor, which alone writes them: a stalled
-    terminal or syslog must not stop a worker."""
-
-    def __init__(self, channel: Channel) -> None:
-        super().__init__()
-        self._channel = channel
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send `record` upwards; dropped when the supervisor does not listen."""
-        if not self._channel.backlog:
-            self._channel.send({"op": "say", "level": record.levelno, "text": self.format(record)})
-
-
 def main(slot: int, channel: Channel, row: memoryview, account: Account | None) -> int:
     """Be the worker of `slot` in this freshly forked process, as `account`. Returns the
     exit status."""
@@ -319,7 +313,6 @@ def main(slot: int, channel: Channel, row: memoryview, account: Account | None) 
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all of us
     with open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write(f"fastfwd-w{slot}")
-    log.handlers = [ChannelHandler(channel)]
     worker = Worker(slot, channel, row)
     worker.pool.fill(FILL)
     try:

@@ -1,0 +1,61 @@
+# The commands a person runs; continuous integration runs the same ones.
+#
+#   make run    set up .venv and start the demonstration in the foreground
+#   make test   every check and every test (peers that are not installed are skipped)
+#   make check  lint, format and types only
+#   make bench  measure
+#   make clean  remove everything these made
+#
+# A different interpreter: make run PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+run: $(VENV)/.installed
+	@$(PY) deploy/demo/demo.py
+
+test: check
+	$(PY) -m pytest
+
+check: $(VENV)/.installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy --strict
+	$(PY) -m mypy --strict deploy/demo/demo.py
+	@if command -v mandoc >/dev/null; then mandoc -T lint -W warning docs/fastfwd.8; fi
+
+bench: $(VENV)/.installed-dev
+	$(PY) bench/bench.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps: `make run` needs no development tools. A changed pyproject.toml installs again.
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing fastfwd into $(VENV)"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing fastfwd and its development tools into $(VENV)"
+	@$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+# pip comes last into a new environment, so a half-made one is made again.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "fastfwd needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1 | head -n 1)" >&2; \
+	  echo "choose another with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+	  rm -rf $(VENV); \
+	  echo "$(PYTHON) -m venv failed; on Debian and Ubuntu it needs: apt install python3-venv" >&2; exit 1; }
