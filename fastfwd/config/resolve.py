@@ -46,7 +46,7 @@ def numeric(host: str) -> Address | None:
             return Address(socket.AF_INET6, socket.inet_ntop(socket.AF_INET6, packed))
         if _DOTTED.fullmatch(host):
             return Address(socket.AF_INET, socket.inet_ntoa(socket.inet_aton(host)))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a character that no address has
         pass
     return None
 

@@ -43,8 +43,8 @@ def copier(promote: Callable[[Pump], bool]) -> Mover:
                 pump.ending = SOURCE_BROKE
                 return SOURCE_BROKE
             if not n:
-                pump.ending = END
-                return END
+                pump.ending = SOURCE_BROKE if pump.error else END
+                return pump.ending
             pump.taken += n
             try:
                 sent = send(view[:n])

@@ -78,11 +78,12 @@ class Pump:
         """The peer's FIN or an error was announced: read on to it although a short read
         says that nothing else is waiting, since epoll's edge will not come again."""
         self.copy_only = False
-        """Urgent data was announced: splice(2) cannot pass the urgent mark, recv can."""
+        """Not to be spliced any more: urgent data was announced, whose mark splice(2)
+        cannot pass, or splicing has come to an end of some kind that only recv can name."""
         self.ending = 0
         """END or SOURCE_BROKE once the source has said so, 0 before."""
         self.error = 0
-        """The errno behind SOURCE_BROKE or SINK_BROKE."""
+        """The errno behind SOURCE_BROKE or SINK_BROKE, perhaps before the verdict."""
         self.verdict = DRY
         """The last verdict, kept by the session for the session."""
 

@@ -15,7 +15,7 @@ from typing import Final
 from fastfwd.relay import choose
 from fastfwd.relay.copying import copier
 from fastfwd.relay.pipes import PipePool
-from fastfwd.relay.pump import DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Mover, Pump
+from fastfwd.relay.pump import DRY, FULL, MORE, SINK_BROKE, Mover, Pump
 
 CHUNK: Final = 1 << 20
 FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -55,7 +55,7 @@ def movers(pool: PipePool) -> tuple[Mover, Mover]:
         piped = pump.piped
         left = budget
         while True:
-            dry = bool(pump.ending)
+            dry = pump.copy_only
             if not dry:
                 try:
                     n = os_splice(source, write_end, CHUNK, flags=FLAGS)
@@ -64,19 +64,17 @@ def movers(pool: PipePool) -> tuple[Mover, Mover]:
                     # With bytes in the pipe it does not matter which: give first.
                     dry = True
                 except OSError as error:
-                    dry = True
-                    if error.errno in CANNOT_SPLICE:
-                        pump.copy_only = True
-                    else:
+                    # Latched in `error`: asking has taken it off the socket, and recv,
+                    # which is to read what is left, will end as if cleanly.
+                    dry = pump.copy_only = True
+                    if error.errno not in CANNOT_SPLICE:
                         pump.error = error.errno or 0
-                        pump.ending = SOURCE_BROKE
                 else:
-                    if n:
-                        pump.taken += n
-                        piped += n
-                    else:
-                        pump.ending = END
-                        dry = True
+                    # Nothing is no proof of the end: with a FIN behind it, an urgent
+                    # mark reads as nothing too (measured). recv knows.
+                    dry = pump.copy_only = not n
+                    pump.taken += n
+                    piped += n
             if dry and not piped:
                 break
             while piped:
@@ -98,14 +96,11 @@ def movers(pool: PipePool) -> tuple[Mover, Mover]:
         pump.piped = 0
         pump.pipe = None
         pool.give_back(pipe)
-        if pump.ending:
-            return pump.ending
-        pump.streak = choose.short_runs(pump.streak, budget - left)
         if pump.copy_only:
-            # What splice(2) called dry may be bytes it cannot pass; recv can.
             pump.move = copy
             pump.streak = 0
-            return copy(pump, max(left, 1))
+            return copy(pump, left)
+        pump.streak = choose.short_runs(pump.streak, budget - left)
         if choose.demote(pump.streak):
             pump.move = copy
             pump.streak = 0

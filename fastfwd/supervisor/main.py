@@ -83,7 +83,7 @@ class Supervisor:
         )
         self._pidfile: PidFile | None = None
         self._places: list[Place] = []
-        self._generation = 0
+        self._last_generation = self._generation = 1
         self._reload: Reload | None = None
         self._reload_wanted = False
         self._draining = False
@@ -102,8 +102,6 @@ class Supervisor:
         host.raise_file_limit()
         for warning in self.config.warnings:
             log.warning("%s", warning)
-        if not self.config.forwards:
-            log.warning("%s: no forwards; nothing to do until a reload brings some", self.config.file)
         try:
             self._take_pidfile()
             now = time.monotonic()
@@ -132,7 +130,6 @@ class Supervisor:
                     self.config.logfile,
                     error.strerror,
                 )
-        self._generation = 1
         for slot in range(self.scoreboard.slots):
             self._fork_worker(slot)
 
@@ -190,9 +187,11 @@ class Supervisor:
         return self._status
 
     def _patience(self) -> float:
-        now = time.monotonic()
+        if self._reload_wanted and self._reload is None:
+            return 0.0
         due = self.children.next_due()
-        return max(0.0, min(self._next_tick if due is None else min(due, self._next_tick), now + TICK) - now)
+        until = self._next_tick if due is None else min(due, self._next_tick)
+        return max(0.0, until - time.monotonic())
 
     def _turn(self, timeout: float) -> None:
         """Wait at most `timeout` seconds for something to happen, and deal with it."""
@@ -220,14 +219,13 @@ class Supervisor:
         if now >= self._next_tick:
             self._next_tick = now + TICK
             self._tick(now)
+        if self._reload is None and self._reload_wanted:
+            self._reload_wanted = False
+            self._reload = Reload(self, now)
         if self._reload is not None:
             self._reload.step(now)
             if self._reload.phase in (Phase.DONE, Phase.REFUSED):
                 self._reload = None
-        if self._reload is None and self._reload_wanted:
-            self._reload_wanted = False
-            self._reload = Reload(self, now)
-            self._next_tick = min(self._next_tick, now + 0.01)
 
     def _signal(self, number: int, now: float) -> None:
         if number == signal.SIGCHLD:
@@ -291,8 +289,7 @@ class Supervisor:
         child.beat = self.scoreboard.read(slot, Cell.HEARTBEAT)
         self.send_table(child, self.config, self._places, {}, self.log_descriptor, self._generation)
         child.channel.send({"op": "commit"})
-        if self._draining:
-            child.channel.send({"op": "drain"})
+        child.keys = frozenset(place.key for place in self._places)
         if self._reload is not None:
             self._reload.enlist(child)
 
@@ -326,13 +323,11 @@ class Supervisor:
             host.ephemeral_ports(),
         )
         child.channel.send({"op": "prepare", "table": table}, descriptors)
-        if not opened:
-            child.keys = frozenset(place.key for place in wanted)
 
     def _prepared(self, child: Child, generation: int, error: str | None) -> None:
-        if self._reload is not None and generation > self._generation:
+        if self._reload is not None:
             self._reload.prepared(child, generation, error)
-        elif error is not None:
+        if error is not None and generation == self._generation:
             log.error("%s cannot serve: %s; killing it", child.title, error)
             self.children.kill(child)
 
@@ -375,8 +370,9 @@ class Supervisor:
     # -- changes
 
     def next_generation(self) -> int:
-        """A number for the next table."""
-        return self._generation + 1
+        """A number for a table to prepare; each is given once."""
+        self._last_generation += 1
+        return self._last_generation
 
     def commit(
         self,
@@ -384,12 +380,13 @@ class Supervisor:
         wanted: list[Place],
         opened: dict[str, list[socket.socket]],
         log_descriptor: int | None,
+        generation: int,
     ) -> None:
         """Make a prepared configuration the one that serves."""
         self.listeners.commit(wanted, opened)
         self.config = config
         self._places = wanted
-        self._generation += 1
+        self._generation = generation
         if self.log_descriptor is not None:
             os.close(self.log_descriptor)
         self.log_descriptor = log_descriptor
@@ -439,6 +436,7 @@ class Supervisor:
         sessions = counted(self.scoreboard.total(Cell.SESSIONS), "session")
         log.info("draining: no new connections, %s to finish", sessions)
         self._draining = True
+        self._end_reload("draining")
         # Our copies first: the last one to close a queue must be the worker, which
         # empties it before.
         self.listeners.close()
@@ -448,9 +446,16 @@ class Supervisor:
     def _stop(self) -> None:
         if self._stop_by is None:
             self._stop_by = time.monotonic() + STOP_LIMIT
+        self._end_reload("stopping")
         self.listeners.close()
         for child in self.children.living.values():
             child.channel.send({"op": "stop"})
+
+    def _end_reload(self, reason: str) -> None:
+        self._reload_wanted = False
+        if self._reload is not None:
+            self._reload.cancel(reason)
+            self._reload = None
 
     def _close(self) -> None:
         self.listeners.close()
@@ -471,6 +476,8 @@ class Supervisor:
             self._pidfile.abandon()
         if self.log_descriptor is not None:
             os.close(self.log_descriptor)
+        if self._reload is not None:
+            self._reload.abandon()
 
 
 def printable(text: str) -> str:

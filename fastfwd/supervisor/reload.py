@@ -76,6 +76,17 @@ class Reload:
             slow = ", ".join(child.title for child in self._waiting)
             self._refuse([], f"{slow} did not get ready within {PREPARING_LIMIT:.0f} s")
 
+    def cancel(self, reason: str) -> None:
+        """Give up, for `reason`."""
+        if self.phase in (Phase.ASKING, Phase.PREPARING):
+            self._refuse([], reason)
+
+    def abandon(self) -> None:
+        """Let go of what this reload has opened: it is refused, or this is a new child."""
+        close(self._opened)
+        if self._log_descriptor is not None:
+            os.close(self._log_descriptor)
+
     def enlist(self, child: Child) -> None:
         """`child` was forked while this reload prepares: it takes part too."""
         if self.phase is Phase.PREPARING:
@@ -147,7 +158,7 @@ class Reload:
         supervisor = self._supervisor
         changes = diff(supervisor.config, self.config)
         self.phase = Phase.DONE
-        supervisor.commit(self.config, self._places, self._opened, self._log_descriptor)
+        supervisor.commit(self.config, self._places, self._opened, self._log_descriptor, self._generation)
         for directive in changes.fixed:
             log.warning("%s: %s takes effect at the next start", self.config.origin(directive), directive)
         for warning in self.config.warnings:
@@ -164,9 +175,7 @@ class Reload:
             for child in self._supervisor.children.workers:
                 child.channel.send({"op": "abort"})
         self.phase = Phase.REFUSED
-        close(self._opened)
-        if self._log_descriptor is not None:
-            os.close(self._log_descriptor)
+        self.abandon()
         for problem in problems:
             log.error("%s", problem)
         log.error(

@@ -218,12 +218,14 @@ class Worker:
         if self.log is not None:
             self.log.close()
         self.log = event_log
-        for key, listener in old.items():
-            if key not in self._listeners:
+        kept = {listener.sock for listener in self._listeners.values()}
+        for listener in old.values():
+            if listener.sock not in kept:
                 self._retire(listener)
-        for key, listener in self._listeners.items():
+        known = {listener.sock for listener in old.values()}
+        for listener in self._listeners.values():
             descriptor = listener.sock.fileno()
-            if key in old:
+            if listener.sock in known:
                 if descriptor in self.loop.handlers:  # it is not while accepting is paused
                     self.loop.handlers[descriptor] = listener.event
             elif self._draining:
@@ -243,8 +245,9 @@ class Worker:
             return
         listeners, event_log = self._prepared
         self._prepared = None
-        for key, listener in listeners.items():
-            if key not in self._listeners:
+        serving = {listener.sock for listener in self._listeners.values()}
+        for listener in listeners.values():
+            if listener.sock not in serving:
                 listener.sock.close()
         if event_log is not None:
             event_log.close()
