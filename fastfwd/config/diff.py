@@ -47,8 +47,8 @@ def diff(old: Config, new: Config) -> Difference:
             kept.append((before.popleft(), forward))
         else:
             added.append(forward)
-    left = {forward.origin for forwards in waiting.values() for forward in forwards}
-    removed = [forward for forward in old.forwards if forward.origin in left]
+    left = {id(forward) for forwards in waiting.values() for forward in forwards}
+    removed = [forward for forward in old.forwards if id(forward) in left]
     return Difference(tuple(kept), tuple(added), tuple(removed), _fixed(old, new))
 
 

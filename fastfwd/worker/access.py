@@ -55,6 +55,15 @@ def _one_pattern(globs: list[str]) -> re.Pattern[str] | None:
     """All globs as one expression: a hundred rules cost one call."""
     if not globs:
         return None
-    # A run of stars is one star; anything else would backtrack exponentially.
-    bodies = (re.escape(re.sub(r"\*+", "*", glob)).replace(r"\*", ".*").replace(r"\?", ".") for glob in globs)
-    return re.compile("|".join(f"(?:{body})" for body in bodies))
+    return re.compile("|".join(_expression(glob) for glob in globs))
+
+
+def _expression(glob: str) -> str:
+    """A glob as an expression that takes linear time per star. The first place where the
+    piece between two stars fits is as good as any later one, so it is never taken
+    back (an atomic group); otherwise twenty stars would stall a worker for a minute."""
+    first, *pieces = (re.escape(piece).replace(r"\?", ".") for piece in glob.split("*"))
+    if not pieces:
+        return first
+    *middle, last = pieces
+    return first + "".join(f"(?>.*?{piece})" for piece in middle) + ".*" + last

@@ -1,8 +1,8 @@
 """The worker's epoll loop: readiness, timers, turns.
 
-A turn is: wait; call the handler of every ready descriptor; give the pumps that
-used up their budget another go; close what was closed; run the end-of-turn work
-(the log's one write); look at the timers. worker/main makes it, everything in the
+A turn is: wait; call the handler of every ready descriptor; look at the timers; give
+the pumps that used up their budget another go; close what was closed; run the
+end-of-turn work (the log's one write). worker/main makes it, everything in the
 worker registers with it. It must never know what a session is.
 
 Hot path: handlers are plain callables in a dict keyed by descriptor, called with
@@ -123,6 +123,10 @@ class Loop:
                 handler = handler_of(descriptor)
                 if handler is not None:
                     handler(mask)
+            if now >= self._next_look:
+                self._next_look = now + GRANULARITY
+                for queue in self._queues:
+                    queue.run(now)
             if self.again:
                 again, self.again = self.again, []
                 for go_on in again:
@@ -133,7 +137,3 @@ class Loop:
                 self.closing.clear()
             for work in self.end_of_turn:
                 work()
-            if now >= self._next_look:
-                self._next_look = now + GRANULARITY
-                for queue in self._queues:
-                    queue.run(now)

@@ -1,0 +1,91 @@
+"""What /proc says of processes: children, names, descriptors, marks in the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """The fields of /proc/PID/stat that tests use (proc_pid_stat(5)); `cpu` in seconds, `start` in ticks."""
+
+    pid: int
+    comm: str
+    state: str
+    ppid: int
+    cpu: float
+    start: int
+
+
+def stat(pid: int) -> Stat | None:
+    """The process' state now; None when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The name is in parentheses and may itself hold parentheses and blanks: the last ')' ends it.
+    name = text[text.index("(") + 1 : text.rindex(")")]
+    rest = text[text.rindex(")") + 2 :].split()
+    ticks = int(rest[11]) + int(rest[12])
+    return Stat(pid, name, rest[0], int(rest[1]), ticks / os.sysconf("SC_CLK_TCK"), int(rest[19]))
+
+
+def all_stats() -> list[Stat]:
+    """Every process of the machine."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [found for pid in pids if (found := stat(pid))]
+
+
+def children(pid: int) -> list[Stat]:
+    """The living children of `pid` (a zombie is not alive)."""
+    return [found for found in all_stats() if found.ppid == pid and found.state != "Z"]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
+    found = stat(pid)
+    return found is not None and found.state != "Z"
+
+
+def arguments(pid: int) -> list[str]:
+    """The command line of `pid`; empty when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return []
+    return text.removesuffix("\0").split("\0")
+
+
+def marked(mark: str) -> list[int]:
+    """Processes whose initial environment holds the string `mark`, other than this one, zombies left out."""
+    needle = mark.encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            environment = Path(f"/proc/{name}/environ").read_bytes()
+        except OSError:
+            continue
+        if needle in environment.split(b"\0") and alive(int(name)):
+            found.append(int(name))
+    return found
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """Open descriptors of `pid`: number -> what it is (`socket:[...]`, `pipe:[...]`, a path)."""
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def rss(pid: int) -> int:
+    """Resident memory of `pid` in bytes."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

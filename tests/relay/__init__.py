@@ -1,0 +1,1 @@
+"""The relay's contract, and its parts, over real sockets and pipes."""

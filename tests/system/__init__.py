@@ -1,0 +1,1 @@
+"""System tests: each starts the real program on a configuration and talks to it over loopback."""

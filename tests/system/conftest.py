@@ -1,0 +1,90 @@
+"""A running forwarder with one forward, whose backend the test plays move by move."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests import processes
+from tests.conftest import StartForwarder
+from tests.deadline import until
+from tests.forwarder import Forwarder
+from tests.ports import free_port
+from tests.sockets import Address, Listener, connect
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two ends of a session: the client's socket and the backend's."""
+
+    client: socket.socket
+    backend: socket.socket
+
+
+class Route:
+    """One forward of a running program: `address` is where clients connect, `listener` its backend."""
+
+    def __init__(self, forwarder: Forwarder, address: Address, listener: Listener) -> None:
+        self.forwarder = forwarder
+        self.address = address
+        self.listener = listener
+
+    @contextmanager
+    def pair(self, source: str | None = None) -> Iterator[Pair]:
+        """A session that is established on both sides; whatever is still open is closed at the end."""
+        with connect(self.address, source) as client, self.listener.accept() as backend:
+            yield Pair(client, backend)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Its workers do not run inside the block, so what happens there meets them as one burst."""
+        pids = list(self.forwarder.workers().values())
+        assert pids
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            until(lambda: all(found.state == "T" for pid in pids if (found := processes.stat(pid))))
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def greet(self, pair: Pair) -> None:
+        """Four bytes each way: the session is established in the forwarder's eyes too."""
+        pair.client.sendall(b"ping")
+        assert pair.backend.recv(4) == b"ping"
+        pair.backend.sendall(b"pong")
+        assert pair.client.recv(4) == b"pong"
+
+    def turn(self) -> None:
+        """Let its loop turn: a whole session back and forth takes no less."""
+        with self.pair() as pair:
+            self.greet(pair)
+
+
+StartRoute = Callable[..., Route]
+
+
+@pytest.fixture
+def route(forwarder: StartForwarder) -> Iterator[StartRoute]:
+    """Call it, with options of `Forwarder` if need be, for a running `Route`.
+
+    `extra` is configuration text that follows the forward's line; the default is
+    one worker, whose loop `turn` then is known to pass.
+    """
+    with ExitStack() as stack:
+
+        def start(extra: str = "", **options: object) -> Route:
+            listener = stack.enter_context(Listener())
+            port = free_port()
+            line = f"127.0.0.1 {port} {listener.host} {listener.port}\n"
+            running = forwarder(line + extra, **{"workers": 1, **options})
+            return Route(running, ("127.0.0.1", port), listener)
+
+        yield start
