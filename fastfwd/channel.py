@@ -28,8 +28,12 @@ HEADER: Final = struct.Struct("!II")
 BATCH: Final = 250
 """Descriptors per sendmsg; the kernel takes at most 253 (SCM_MAX_FD, unix(7))."""
 
-LIMIT: Final = 64 << 20
-"""Longest payload in bytes either side accepts; only a fault could exceed it."""
+LIMIT_DOWN: Final = 64 << 20
+LIMIT_UP: Final = 64 << 10
+"""Longest payload in bytes: a table of a hundred thousand forwards down, a traceback up."""
+
+READS: Final = 64
+"""Reads per `receive`: a child that never stops talking must not hold the supervisor."""
 
 Message = dict[str, Any]
 
@@ -99,10 +103,12 @@ class Channel:
         peer is still there. Descriptors are None when some were lost on the way (no
         room in this process: EMFILE); they belong to the caller. Raises ChannelError."""
         alive = True
-        while True:
+        for _ in range(READS):
             try:
+                # From below no descriptors are wanted: without room for them the kernel
+                # closes any that come.
                 data, ancillary, flags, _ = self.sock.recvmsg(
-                    1 << 16, socket.CMSG_SPACE(BATCH * 4), socket.MSG_CMSG_CLOEXEC
+                    1 << 16, socket.CMSG_SPACE(BATCH * 4) if self._trusted else 0, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 break
@@ -113,7 +119,7 @@ class Channel:
                     received = array.array("i")
                     received.frombytes(value[: len(value) - len(value) % received.itemsize])
                     self._descriptors += received
-            if flags & socket.MSG_CTRUNC:
+            if flags & socket.MSG_CTRUNC and self._trusted:
                 self._lost = True
             if not data:
                 alive = False
@@ -129,21 +135,24 @@ class Channel:
         messages: list[tuple[Message, list[int] | None]] = []
         while len(self._in) >= HEADER.size:
             length, count = HEADER.unpack_from(self._in)
-            if length > LIMIT:
+            if length > (LIMIT_DOWN if self._trusted else LIMIT_UP):
                 raise ChannelError(f"a message of {length} bytes")
             end = HEADER.size + length
             if len(self._in) < end:
                 break
             payload = bytes(self._in[HEADER.size : end])
             del self._in[:end]
-            descriptors: list[int] | None = self._descriptors[:count]
-            del self._descriptors[:count]
-            if self._lost and count:
-                for descriptor in descriptors or []:
-                    socket.close(descriptor)
-                descriptors = None
-                self._lost = False
+            descriptors: list[int] | None = None
+            if not (self._lost and count):
+                descriptors = self._descriptors[:count]
+                del self._descriptors[:count]
             messages.append((self._decode(payload), descriptors))
+        if self._lost and not self._in:
+            # Which ones are missing cannot be known, so none is given to anybody.
+            for descriptor in self._descriptors:
+                socket.close(descriptor)
+            self._descriptors.clear()
+            self._lost = False
         return messages
 
     def _decode(self, payload: bytes) -> Message:

@@ -101,7 +101,7 @@ class _Reader:
 
     def config(self) -> Config:
         forwards = tuple(replace(forward, rules=tuple(rules)) for forward, rules in self.forwards)
-        if not forwards and not self.problems:
+        if not forwards:
             self.warnings.append(Problem(Origin(self.file, 0), "no forwards: there is nothing to do"))
         return replace(
             self.settings,

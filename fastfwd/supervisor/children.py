@@ -22,6 +22,9 @@ from fastfwd.worker.privileges import Account
 RESOLVER: Final = -1
 """The resolver's place among the slots."""
 
+FORK_AGAIN: Final = 1.0
+"""Seconds until a fork that the system refused is tried again."""
+
 log = logging.getLogger("fastfwd")
 
 
@@ -69,7 +72,9 @@ class Children:
         return [child for child in self.living.values() if child.slot != RESOLVER]
 
     def fork(self, slot: int, now: float) -> Child:
-        """Fork the child of `slot`. Raises OSError (EAGAIN, ENOMEM)."""
+        """Fork the child of `slot`. Raises OSError (EMFILE, EAGAIN, ENOMEM), and is due again
+        a little later then."""
+        self._places.setdefault(slot, _Place()).due = now + FORK_AGAIN
         ours, theirs = pair()
         # A signal between fork and the child's own handlers would be noted in the
         # parent's pipe; it waits until the child has none of the parent's any more.
@@ -86,7 +91,7 @@ class Children:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         child = Child(pid, slot, ours, now)
         self.living[slot] = child
-        self._places.setdefault(slot, _Place()).due = None
+        self._places[slot].due = None
         return child
 
     def reap(self, now: float) -> list[tuple[Child, str, int]]:
@@ -133,16 +138,16 @@ class Children:
         os.kill(child.pid, signal.SIGKILL)
 
     def hear(self, child: Child) -> list[Message]:
-        """What `child` has said since the last call. One that speaks nonsense is killed."""
+        """What `child` has said since the last call. One that speaks nonsense, or has hung up
+        without ending, is killed."""
         try:
-            messages, _ = child.channel.receive()
+            messages, alive = child.channel.receive()
         except ChannelError as error:
             log.error("%s sent %s; killing it", child.title, error)
             self.kill(child)
             return []
-        for _, descriptors in messages:
-            for descriptor in descriptors or ():
-                os.close(descriptor)  # nobody asked for any
+        if not alive and child.slot in self.living:
+            self.kill(child)
         return [message for message, _ in messages]
 
     def _be_child(self, slot: int, ours: Channel, theirs: Channel) -> None:

@@ -42,6 +42,14 @@ def usable_processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def occupy_stdio() -> None:
+    """Open whichever of descriptors 0 to 2 the starter has closed. A socket that got such a
+    number would later be taken for a terminal and replaced."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def detach() -> Callable[[], None]:
     """Go to the background. Returns in the new process only; what it returns must be
     called once everything works: until then the shell waits, and sees this process's

@@ -131,7 +131,7 @@ class Supervisor:
                     error.strerror,
                 )
         for slot in range(self.scoreboard.slots):
-            self._fork_worker(slot)
+            self._replace(slot, now)
 
     def ask(self, config: Config, now: float) -> None:
         """Have every host of `config` looked up; what is numeric is known at once."""
@@ -140,8 +140,11 @@ class Supervisor:
     def _ask_resolver(self, name: str) -> None:
         child = self.children.living.get(RESOLVER)
         if child is None:
-            # Its successor, if one is due, asks everything again (see _reap).
-            child = self.children.fork(RESOLVER, time.monotonic())
+            try:
+                child = self.children.fork(RESOLVER, time.monotonic())
+            except OSError as error:
+                log.error("cannot start the resolver: %s; trying again", error.strerror)
+                return  # its successor asks every open question (see _replace)
         child.channel.send({"op": "lookup", "host": name})
 
     def _await_names(self, hosts: set[str], deadline: float) -> None:
@@ -253,7 +256,7 @@ class Supervisor:
             elif operation == "prepared":
                 self._prepared(child, int(message["generation"]), message["error"])
             elif operation == "serving":
-                self._serving(child)
+                self._serving(child, int(message["generation"]))
             elif operation == "say":
                 log.log(int(message["level"]), "%s", printable(str(message["text"])))
             elif operation in ("found", "failed") and child.slot == RESOLVER:
@@ -331,8 +334,10 @@ class Supervisor:
             log.error("%s cannot serve: %s; killing it", child.title, error)
             self.children.kill(child)
 
-    def _serving(self, child: Child) -> None:
+    def _serving(self, child: Child, generation: int) -> None:
         child.serving = True
+        if self._reload is not None:
+            self._reload.serving(child, generation)
         if self._ready is not None and all(worker.serving for worker in self.children.workers):
             ready, self._ready = self._ready, None
             forwards = counted(len(self.config.forwards), "forward")
@@ -361,11 +366,15 @@ class Supervisor:
     def _replace(self, slot: int, now: float) -> None:
         if self._stop_by is not None or self._draining:
             self.children.forget(slot)
-        elif slot == RESOLVER:
-            self.children.fork(RESOLVER, now)
-            self.names.ask_again()
-        else:
-            self._fork_worker(slot)
+            return
+        try:
+            if slot == RESOLVER:
+                self.children.fork(RESOLVER, now)
+                self.names.ask_again()
+            else:
+                self._fork_worker(slot)
+        except OSError as error:
+            log.error("cannot fork: %s; trying again", error.strerror)
 
     # -- changes
 
@@ -487,6 +496,7 @@ def printable(text: str) -> str:
 
 def run(options: Options) -> int:
     """Start and serve. Returns the exit status; raises ConfigError if the start fails."""
+    host.occupy_stdio()
     # The handler goes to standard error until the background is reached: a shell that
     # starts the daemon sees why it does not start.
     log.setLevel(logging.INFO)

@@ -40,6 +40,7 @@ class Names:
         self.addresses: dict[str, list[Address]] = {}
         self.failures: dict[str, Failure] = {}
         self._waiting: set[str] = set()
+        self._dropped: set[str] = set()
         self._due: dict[str, float] = {}
         self._tries: dict[str, int] = {}
 
@@ -61,6 +62,9 @@ class Names:
         """Take the resolver's `message`. Returns the host if its addresses have changed.
         Raises ValueError for what no resolver of ours sends."""
         host = message.get("host")
+        if host in self._dropped:
+            self._dropped.discard(host)
+            return None
         if not isinstance(host, str) or host not in self._waiting:
             raise ValueError(f"an answer to a question nobody asked: {host!r}")
         self._waiting.discard(host)
@@ -69,8 +73,8 @@ class Names:
             self._due[host] = now + RETRY[min(tries, len(RETRY)) - 1]
             self.failures[host] = Failure(str(message.get("reason")), bool(message.get("definitive")))
             return None
-        addresses = [_address(family, text) for family, text in message["addresses"]]
         self._due[host] = now + REFRESH
+        addresses = [_address(family, text) for family, text in message["addresses"]]
         self._tries.pop(host, None)
         self.failures.pop(host, None)
         # A name server rotates its answers; the same set in another order is no news.
@@ -96,13 +100,17 @@ class Names:
         for book in (self.addresses, self.failures, self._due, self._tries):
             for host in set(book) - wanted:
                 del book[host]
+        self._dropped |= self._waiting - wanted
         self._waiting &= wanted
 
     def _question(self, host: str) -> None:
         self._due.pop(host, None)
         if host not in self._waiting:
             self._waiting.add(host)
-            self._ask(host)
+            if host in self._dropped:  # the question is still out
+                self._dropped.discard(host)
+            else:
+                self._ask(host)
 
 
 def dialled(config: Config) -> set[str]:
@@ -117,9 +125,12 @@ def bound(config: Config) -> set[str]:
 
 
 def _address(family: object, text: object) -> Address:
-    if family not in (socket.AF_INET, socket.AF_INET6) or not isinstance(text, str):
+    if (
+        type(family) is not int
+        or family not in (socket.AF_INET, socket.AF_INET6)
+        or not isinstance(text, str)
+    ):
         raise ValueError(f"no address: {family!r} {text!r}")
-    assert isinstance(family, int)
     bare = text.partition("%")[0]
     try:
         socket.inet_pton(family, bare)

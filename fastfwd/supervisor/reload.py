@@ -2,10 +2,11 @@
 
 supervisor/main makes one per SIGHUP and steps it from its loop; it never waits. Until
 the commit nothing that serves has been touched, so every way out before it leaves
-the old configuration serving.
+the old configuration serving. It is over only when every worker serves the new
+one: until then they still hold what was removed.
 
-    asking -> preparing -> done
-       \\---------\\-------> refused
+    asking -> preparing -> committing -> done
+       \\---------\\--> refused
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 ASKING_LIMIT: Final = 5.0
 """Seconds a reload waits for the names in it. Backend names may go on without an answer."""
 
-PREPARING_LIMIT: Final = 10.0
-"""Seconds the workers have to prepare; a worker that hangs is the watchdog's business."""
+WORKERS_LIMIT: Final = 10.0
+"""Seconds the workers have to answer; one that hangs is the watchdog's business."""
 
 log = logging.getLogger("fastfwd")
 
@@ -44,6 +45,7 @@ class Phase(enum.Enum):
 
     ASKING = "asking"
     PREPARING = "preparing"
+    COMMITTING = "committing"
     DONE = "done"
     REFUSED = "refused"
 
@@ -72,14 +74,20 @@ class Reload:
             hosts = bound(self.config) | dialled(self.config)
             if now >= self._deadline or not self._supervisor.names.waiting(hosts):
                 self._prepare(now)
-        elif self.phase is Phase.PREPARING and now >= self._deadline:
+        elif now >= self._deadline:
             slow = ", ".join(child.title for child in self._waiting)
-            self._refuse([], f"{slow} did not get ready within {PREPARING_LIMIT:.0f} s")
+            if self.phase is Phase.PREPARING:
+                self._refuse([], f"{slow} did not get ready within {WORKERS_LIMIT:.0f} s")
+            elif self.phase is Phase.COMMITTING:
+                log.warning("%s has not taken over the new configuration yet", slow)
+                self._finish()
 
     def cancel(self, reason: str) -> None:
         """Give up, for `reason`."""
         if self.phase in (Phase.ASKING, Phase.PREPARING):
             self._refuse([], reason)
+        elif self.phase is Phase.COMMITTING:
+            self._finish()
 
     def abandon(self) -> None:
         """Let go of what this reload has opened: it is refused, or this is a new child."""
@@ -92,11 +100,13 @@ class Reload:
         if self.phase is Phase.PREPARING:
             self._waiting.add(child)
             self._send_prepare(child)
+        elif self.phase is Phase.COMMITTING:
+            self._waiting.add(child)
 
     def forget(self, child: Child) -> None:
         """`child` has died; its successor will be enlisted."""
         self._waiting.discard(child)
-        self._commit_if_ready()
+        self._go_on()
 
     def prepared(self, child: Child, generation: int, error: str | None) -> None:
         """`child` says that it has prepared `generation`, or why it could not."""
@@ -106,7 +116,13 @@ class Reload:
             self._refuse([], f"{child.title}: {error}")
             return
         self._waiting.discard(child)
-        self._commit_if_ready()
+        self._go_on()
+
+    def serving(self, child: Child, generation: int) -> None:
+        """`child` says that it serves `generation`."""
+        if self.phase is Phase.COMMITTING and generation == self._generation:
+            self._waiting.discard(child)
+            self._go_on()
 
     def _prepare(self, now: float) -> None:
         supervisor = self._supervisor
@@ -125,11 +141,11 @@ class Reload:
         self._log_descriptor = self._open_log()
         self._generation = supervisor.next_generation()
         self.phase = Phase.PREPARING
-        self._deadline = now + PREPARING_LIMIT
+        self._deadline = now + WORKERS_LIMIT
         self._waiting = set(supervisor.children.workers)
         for child in list(self._waiting):
             self._send_prepare(child)
-        self._commit_if_ready()
+        self._go_on()
 
     def _open_log(self) -> int | None:
         if self.config.logfile is None:
@@ -152,22 +168,34 @@ class Reload:
             child, self.config, self._places, self._opened, self._log_descriptor, self._generation
         )
 
-    def _commit_if_ready(self) -> None:
-        if self.phase is not Phase.PREPARING or self._waiting:
+    def _go_on(self) -> None:
+        if self._waiting:
             return
+        if self.phase is Phase.PREPARING:
+            self._commit()
+        elif self.phase is Phase.COMMITTING:
+            self._finish()
+
+    def _commit(self) -> None:
         supervisor = self._supervisor
-        changes = diff(supervisor.config, self.config)
-        self.phase = Phase.DONE
+        self._changes = diff(supervisor.config, self.config)
+        self.phase = Phase.COMMITTING
+        self._waiting = set(supervisor.children.workers)
         supervisor.commit(self.config, self._places, self._opened, self._log_descriptor, self._generation)
-        for directive in changes.fixed:
+        self._opened, self._log_descriptor = {}, None  # the supervisor's now
+        self._go_on()
+
+    def _finish(self) -> None:
+        self.phase = Phase.DONE
+        for directive in self._changes.fixed:
             log.warning("%s: %s takes effect at the next start", self.config.origin(directive), directive)
         for warning in self.config.warnings:
             log.warning("%s", warning)
         log.info(
             "reloaded: %s (%d added, %d removed)",
             counted(len(self.config.forwards), "forward"),
-            len(changes.added),
-            len(changes.removed),
+            len(self._changes.added),
+            len(self._changes.removed),
         )
 
     def _refuse(self, problems: list[Problem], reason: str = "") -> None:

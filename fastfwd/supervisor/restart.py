@@ -21,5 +21,5 @@ def after_death(failures: int, lived: float) -> tuple[int, float]:
     having come before: (failures now, seconds to wait before the next one is forked)."""
     if lived >= STEADY:
         failures = 0
-    delay = 0.0 if failures == 0 else min(FIRST_DELAY * 2.0 ** (failures - 1), LONGEST_DELAY)
+    delay = 0.0 if failures == 0 else min(FIRST_DELAY * 2.0 ** min(failures - 1, 16), LONGEST_DELAY)
     return failures + 1, delay

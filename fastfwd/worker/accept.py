@@ -71,7 +71,7 @@ class Listener:
             client = Socket(self.sock.family, STREAM, 0, descriptor)
             address: str = peer[0]
             if len(peer) == 4 and peer[3]:  # a link-local client: rinetd shows its zone too
-                address = f"{address}%{socket.if_indextoname(peer[3])}"
+                address = f"{address}%{_zone(peer[3])}"
             if self.judge is not None and (refusal := self.judge(address)) is not None:
                 self._refuse(client, address, peer[1], refusal)
                 continue
@@ -89,3 +89,10 @@ class Listener:
         worker.loop.closing.append(client)
         if worker.log is not None:
             worker.log.event(Event(self.forward, outcome, address, port, session=worker.session_id()))
+
+
+def _zone(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # the interface went away meanwhile
+        return str(index)

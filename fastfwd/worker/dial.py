@@ -169,9 +169,7 @@ class Dial:
                 return self._try_another()
             # Asking has taken the error off the socket; its reads will end as if cleanly.
             broken = True
-        elif self.listener.target.self_connect and backend.getsockname() == backend.getpeername():
-            # Two SYNs crossed: the kernel chose the target's own port as the source
-            # (RFC 9293, 3.5, simultaneous open) and the socket talks to itself.
+        elif self.listener.target.self_connect and _talks_to_itself(backend):
             return self._try_another()
         worker = self.listener.worker
         worker.forget_dial(self)
@@ -257,3 +255,12 @@ class Dial:
             return None
         host = f"[{self.address.text}]" if self.address.family == socket.AF_INET6 else self.address.text
         return f"{host}:{self.listener.target.port}"
+
+
+def _talks_to_itself(sock: Socket) -> bool:
+    """Whether two SYNs of one socket have crossed (RFC 9293, 3.5): nobody listened, and the
+    kernel chose the target's own port as the source."""
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # ENOTCONN: connected and reset again; its pump finds out
+        return False

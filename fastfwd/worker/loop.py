@@ -14,7 +14,7 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 from time import monotonic
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 GRANULARITY: Final = 0.05
 """Seconds between two looks at the timers; every limit here is much longer."""
@@ -69,15 +69,19 @@ class TimerQueue(Generic[Item]):
 class Loop:
     """One thread, one epoll. `now` is the monotonic time of the current turn in seconds."""
 
-    def __init__(self, beat: Callable[[float], None]) -> None:
+    def __init__(
+        self, beat: Callable[[float], None], failed: Callable[[Callable[..., object]], None]
+    ) -> None:
         """`beat(now)` is called once per turn: the heartbeat the supervisor watches. It
-        comes from the loop itself so that a hung loop looks hung."""
+        comes from the loop itself so that a hung loop looks hung. `failed(callable)` is
+        called in the except clause of whatever a handler raises."""
         self.epoll = select.epoll()
         self.handlers: dict[int, Handler] = {}
         self.now = monotonic()
         self.running = True
-        self.again: list[Callable[[], None]] = []
-        """Called in the next turn: pumps with more to move than their budget."""
+        self.again: list[tuple[Callable[[Any], object], object]] = []
+        """(callable, its argument) for the next turn: pumps with more than their budget."""
+        self.failed = failed
         self.closing: list[Closable] = []
         """Closed at the end of the turn: a number closed earlier could come back from
         accept and receive the events still waiting in this turn's batch."""
@@ -122,15 +126,21 @@ class Loop:
             for descriptor, mask in events:
                 handler = handler_of(descriptor)
                 if handler is not None:
-                    handler(mask)
+                    try:
+                        handler(mask)
+                    except Exception:
+                        self.failed(handler)
             if now >= self._next_look:
                 self._next_look = now + GRANULARITY
                 for queue in self._queues:
                     queue.run(now)
             if self.again:
                 again, self.again = self.again, []
-                for go_on in again:
-                    go_on()
+                for go_on, argument in again:
+                    try:
+                        go_on(argument)
+                    except Exception:
+                        self.failed(go_on)
             if self.closing:
                 for closable in self.closing:
                     closable.close()

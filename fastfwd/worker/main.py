@@ -16,6 +16,7 @@ import select
 import signal
 import time
 from _socket import socket as Socket  # noqa: N812
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,7 +81,7 @@ class Worker:
         self.slot = slot
         self.channel = channel
         self.row = row
-        self.loop = Loop(self._beat)
+        self.loop = Loop(self._beat, self._failed)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.pool = PipePool(cap=max(4, min(1024, limit // 16)))
         self.copy, _ = movers(self.pool)
@@ -95,7 +96,7 @@ class Worker:
         self._aborts = self.loop.timer(GRANULARITY, self._try_abort)
         self._paused = self.loop.timer(PAUSE, self._resume)
         self._listeners: dict[str, Listener] = {}
-        self._prepared: tuple[dict[str, Listener], EventLog | None] | None = None
+        self._prepared: tuple[int, dict[str, Listener], EventLog | None] | None = None
         self._draining = False
         self._complained = -60.0
         self._born = f"{slot:x}-{time.time_ns() // 1_000_000:x}"
@@ -197,7 +198,7 @@ class Worker:
         for entry in table.entries:
             sock = _adopt(next(arrived)) if entry.fresh else self._listeners[entry.key].sock
             listeners[entry.key] = self._listener(entry, sock, table)
-        self._prepared = (listeners, event_log)
+        self._prepared = (table.generation, listeners, event_log)
         self.channel.send({**answer, "error": None})
 
     def _listener(self, entry: Entry, sock: Socket, table: Table) -> Listener:
@@ -213,7 +214,7 @@ class Worker:
         if self._prepared is None:
             return
         old = self._listeners
-        self._listeners, event_log = self._prepared
+        generation, self._listeners, event_log = self._prepared
         self._prepared = None
         if self.log is not None:
             self.log.close()
@@ -232,7 +233,7 @@ class Worker:
                 self._retire(listener)
             elif not self._paused.due:
                 self.loop.watch(descriptor, select.EPOLLIN, listener.event)
-        self.channel.send({"op": "serving"})
+        self.channel.send({"op": "serving", "generation": generation})
 
     def _reopen(self, descriptors: list[int] | None) -> None:
         if descriptors and self.log is not None:
@@ -243,7 +244,7 @@ class Worker:
     def _forget_prepared(self) -> None:
         if self._prepared is None:
             return
-        listeners, event_log = self._prepared
+        _, listeners, event_log = self._prepared
         self._prepared = None
         serving = {listener.sock for listener in self._listeners.values()}
         for listener in listeners.values():
@@ -280,6 +281,17 @@ class Worker:
 
     def _beat(self, now: float) -> None:
         self.row[Cell.HEARTBEAT] = int(now * 1e9)
+
+    def _failed(self, handler: Callable[..., object]) -> None:
+        """A handler has raised what nobody foresaw: that connection ends, the others go on."""
+        owner = getattr(handler, "__self__", None)
+        if not isinstance(owner, Session | Dial):
+            raise  # noqa: PLE0704  # called in the loop's except clause
+        log.exception("slot %d: a session failed; this is a fault in fastfwd", self.slot)
+        if isinstance(owner, Session):
+            owner.stop()
+        else:
+            owner.end(Outcome.LOCAL_CONNECT_FAILED)
 
     def _finish_turn(self) -> None:
         if self.log is not None:

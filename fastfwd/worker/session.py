@@ -23,7 +23,6 @@ import socket
 import struct
 import termios
 from _socket import socket as Socket  # noqa: N812
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fastfwd.model import Outcome
@@ -155,7 +154,7 @@ class Session:
             if pump is self.down and not self.client_mask & select.EPOLLOUT:
                 self._watch_client_room()
         elif verdict == MORE:
-            self.listener.worker.loop.again.append(partial(self._again, pump))
+            self.listener.worker.loop.again.append((self._again, pump))
         elif verdict == END and self.broken is not pump.source:
             self._ended(pump)
         elif verdict == SINK_BROKE:
@@ -251,9 +250,8 @@ class Session:
             return
         try:
             pump.sink.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:  # reset meanwhile: its own pump finds out
-                raise
+        except OSError:  # ENOTCONN: reset meanwhile; its own pump finds out
+            pass
         if other.move is self.listener.worker.discard:
             self._linger()
 
