@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(_test(file, lenient=options.lenient))
         from fastfwd.supervisor.main import Options, run
 
-        sys.exit(run(Options(file, foreground=options.foreground, lenient=options.lenient)))
+        sys.exit(run(Options(file, os.getcwd(), foreground=options.foreground, lenient=options.lenient)))
     except ConfigError as error:
         for problem in error.problems:
             print(f"fastfwd: {problem}", file=sys.stderr)

@@ -22,7 +22,7 @@ from fastfwd.model import Config, ConfigError, Origin, Problem
 LARGEST = 64 * 2**20  # bytes: ends the reading of an endless device such as /dev/zero
 
 
-def load(path: str, *, lenient: bool = False) -> Config:
+def load(path: str, *, lenient: bool = False, directory: str | None = None) -> Config:
     """Read, parse and check a configuration file.
 
     Args:
@@ -30,6 +30,8 @@ def load(path: str, *, lenient: bool = False) -> Config:
         lenient: skip bad forwards and unknown lines and turn their problems into warnings, as
             rinetd did from 0.5 to 0.62. Lines that guard something (allow, deny, user,
             group) stay errors, and so do problems of the file as a whole.
+        directory: what relative names in the file are relative to, by default the current
+            directory. A daemon has left the one it was started in.
 
     Returns:
         The configuration, with absolute `logfile` and `pidfile`. Names are not resolved, so
@@ -38,6 +40,7 @@ def load(path: str, *, lenient: bool = False) -> Config:
     Raises:
         ConfigError: with every problem in file order.
     """
+    base = directory or os.getcwd()
     config, problems = parse(_read(path), path)
     fatal = [problem for problem in problems if not lenient or isinstance(problem, GuardProblem)]
     skipped = [problem for problem in problems if problem not in fatal]
@@ -55,8 +58,8 @@ def load(path: str, *, lenient: bool = False) -> Config:
     warnings = [Problem(each.origin, f"line skipped: {each.message}") for each in skipped]
     return replace(
         config,
-        logfile=config.logfile and os.path.abspath(config.logfile),
-        pidfile=config.pidfile and os.path.abspath(config.pidfile),
+        logfile=config.logfile and os.path.join(base, config.logfile),
+        pidfile=config.pidfile and os.path.join(base, config.pidfile),
         warnings=tuple(sorted([*config.warnings, *warnings], key=lambda problem: problem.origin.line)),
     )
 

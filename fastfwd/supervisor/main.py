@@ -58,10 +58,11 @@ log = logging.getLogger("fastfwd")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line: the configuration `file` (absolute), whether to stay in the
-    `foreground`, whether bad lines are skipped (`lenient`)."""
+    """The command line: the configuration `file` (absolute), the `directory` of the start,
+    whether to stay in the `foreground`, whether bad lines are skipped (`lenient`)."""
 
     file: str
+    directory: str
     foreground: bool = False
     lenient: bool = False
 
@@ -71,7 +72,7 @@ class Supervisor:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.config = load(options.file, lenient=options.lenient)
+        self.config = load(options.file, lenient=options.lenient, directory=options.directory)
         slots = self.config.workers or host.usable_processors()
         self.scoreboard = Scoreboard(slots)
         self.listeners = Listeners(slots)

@@ -62,7 +62,7 @@ class Names:
         """Take the resolver's `message`. Returns the host if its addresses have changed.
         Raises ValueError for what no resolver of ours sends."""
         host = message.get("host")
-        if host in self._dropped:
+        if isinstance(host, str) and host in self._dropped:
             self._dropped.discard(host)
             return None
         if not isinstance(host, str) or host not in self._waiting:

@@ -62,7 +62,8 @@ class Reload:
         self._opened: dict[str, list[socket.socket]] = {}
         self._log_descriptor: int | None = None
         try:
-            self.config = load(supervisor.options.file, lenient=supervisor.options.lenient)
+            options = supervisor.options
+            self.config = load(options.file, lenient=options.lenient, directory=options.directory)
         except ConfigError as error:
             self._refuse(error.problems)
             return
