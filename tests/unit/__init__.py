@@ -1,0 +1,1 @@
+"""Parts that need no running program: pure functions, and classes around one system call or two."""
