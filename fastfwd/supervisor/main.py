@@ -187,6 +187,7 @@ class Supervisor:
             if self._draining and not self.children.workers:
                 self._stop()
         self._close()
+        self.signals.ignore()
         log.info("stopped")
         return self._status
 

@@ -48,12 +48,8 @@ class PidFile:
 
     def remove(self) -> None:
         """Remove the file, if it is still ours, and unlock."""
-        try:
-            ours, there = os.fstat(self._descriptor), os.lstat(self.path)
-            if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
-                os.unlink(self.path)
-        except FileNotFoundError:
-            pass
+        if self._is_at_path(self._descriptor):
+            os.unlink(self.path)
         os.close(self._descriptor)
 
     def abandon(self) -> None:
@@ -77,4 +73,14 @@ class PidFile:
             holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise PidFileError(f"already running as process {holder}") from None
+        if not self._is_at_path(descriptor):
+            # Between open and flock somebody else has found it stale and put theirs there.
+            os.close(descriptor)
+            return self._lock_present()
         return descriptor
+
+    def _is_at_path(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.lstat(self.path))
+        except FileNotFoundError:
+            return False

@@ -46,5 +46,11 @@ class Signals:
         os.close(self._reader)
         os.close(self._writer)
 
+    def ignore(self) -> None:
+        """At the end: a second SIGTERM must not turn a clean exit into a death. (The
+        interpreter restores the defaults while it ends, but leaves SIG_IGN alone.)"""
+        for number in HANDLED:
+            signal.signal(number, signal.SIG_IGN)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._pending.append(number)

@@ -20,6 +20,8 @@ from tests.deadline import until
 from tests.forwarder import columns
 from tests.ports import free_port
 from tests.sockets import (
+    PATIENCE,
+    Address,
     Ending,
     Listener,
     Sending,
@@ -292,15 +294,20 @@ def test_a_backend_that_comes_back_is_reached(forwarder: StartForwarder) -> None
         assert read_exactly(client, 4) == b"here"
 
 
-ANSWER = 48 * 1024
-"""Fits into the forwarder's send buffer, but not into the small receive buffer of the client below."""
+ANSWER = 256 * 1024
+"""Fits into the forwarder's buffers, but not into the receive buffer of the client below."""
 
 
-def slow_reader(address: tuple[str, int]) -> socket.socket:
-    """A client whose kernel takes a few kB ahead of its reads, like one behind a slow line."""
+def slow_reader(address: Address) -> socket.socket:
+    """A client whose kernel takes little ahead of its reads, like one behind a slow line.
+
+    Its segments are as small as Ethernet's: loopback's 64 KiB ones would not fit its
+    buffer and be dropped, and retransmission would set the pace.
+    """
     client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.settimeout(20)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1460)
+    client.settimeout(deadline.seconds(PATIENCE))
     client.connect(address)
     return client
 

@@ -1,0 +1,65 @@
+"""A worker that does not come round its loop is killed and replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+
+from tests import processes
+from tests.deadline import until
+from tests.sockets import connect, finish, read_to_end
+from tests.system.conftest import StartRoute
+
+PATIENCE = 15
+"""Seconds: five ticks of one second, and a machine that is busy."""
+
+
+def test_a_hung_worker_is_replaced(route: StartRoute) -> None:
+    """Without a heartbeat it is killed, which is said, and the clients who queued meanwhile
+    are served by its successor; an idle worker beside it lives on."""
+    here = route(workers=2)
+    hung, idle = here.forwarder.worker(0), here.forwarder.worker(1)
+    with ExitStack() as stack:
+        os.kill(hung, signal.SIGSTOP)
+        until(lambda: (found := processes.stat(hung)) and found.state == "T", what="the worker to stop")
+        clients = [stack.enter_context(connect(here.address)) for _ in range(20)]
+        for number, client in enumerate(clients):
+            client.sendall(b"%02d" % number)
+            finish(client)
+        until(lambda: here.forwarder.workers().get(0, hung) != hung, PATIENCE, "the replacement")
+        for _ in clients:
+            with here.listener.accept() as backend:
+                backend.sendall(backend.recv(2))
+        assert [read_to_end(client).data for client in clients] == [b"%02d" % n for n in range(20)]
+    assert here.forwarder.worker(1) == idle
+    assert here.forwarder.said("worker 0 has not come round its loop for 5 s; killing it") == 1
+    assert not processes.alive(hung)
+
+
+def test_a_machine_that_stood_still_kills_nobody(route: StartRoute) -> None:
+    """When supervisor and workers were all stopped together, for longer than the watchdog
+    waits, nobody is killed: time is counted in the supervisor's own ticks."""
+    here = route()
+    worker = here.forwarder.worker(0)
+    with here.pair() as pair:
+        here.greet(pair)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in (here.forwarder.pid, worker):
+                os.kill(pid, number)
+            if number is signal.SIGSTOP:
+                beats(here.address, seconds=6)
+        here.greet(pair)
+        here.turn()
+    assert here.forwarder.worker(0) == worker
+    assert here.forwarder.said("has not come round") == 0
+
+
+def beats(address: tuple[str, int], seconds: float) -> None:
+    """Let `seconds` go by: a client waits that long for an answer that cannot come."""
+    with connect(address) as client:
+        client.settimeout(seconds)
+        try:
+            assert not client.recv(1)
+        except TimeoutError:
+            pass
