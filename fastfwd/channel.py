@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import logging
+import os
 import pickle
 import socket
 import struct
@@ -53,6 +54,7 @@ class Channel:
         self.sock = sock
         self._trusted = trusted
         self._out: deque[tuple[bytes, list[int]]] = deque()
+        self._owned: set[int] = set()
         self._in = bytearray()
         self._descriptors: list[int] = []
         self._lost = False
@@ -67,9 +69,8 @@ class Channel:
         return bool(self._out)
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send `message`, and duplicates of `descriptors` (which stay the caller's, and must
-        stay open until `backlog` is false). Errors of a dead peer are not reported
-        here: its end is read as end of file."""
+        """Send `message`, and duplicates of `descriptors`, which stay the caller's. Errors of
+        a dead peer are not reported here: its end is read as end of file."""
         payload = orjson.dumps(message) if self._trusted else pickle.dumps(message)
         frame = HEADER.pack(len(payload), len(descriptors)) + payload
         batches = [list(descriptors[i : i + BATCH]) for i in range(0, len(descriptors), BATCH)]
@@ -79,7 +80,13 @@ class Channel:
             self._out.append((frame[:1], batch))
             frame = frame[1:]
         self._out.append((frame, batches[-1] if batches else []))
+        own = len(batches) or 1
         self.flush()
+        # What has to wait outlives the caller's descriptors, so it gets its own.
+        for index in range(max(0, len(self._out) - own), len(self._out)):
+            data, waiting = self._out[index]
+            self._out[index] = (data, [os.dup(descriptor) for descriptor in waiting])
+            self._owned.update(self._out[index][1])
 
     def flush(self) -> None:
         """Send as much as the socket takes."""
@@ -91,8 +98,9 @@ class Channel:
             except BlockingIOError:
                 return
             except OSError:  # EPIPE, ECONNRESET: the peer is gone
-                self._out.clear()
+                self._forget()
                 return
+            self._disown(descriptors)
             if sent < len(data):
                 self._out[0] = (data[sent:], [])
             else:
@@ -129,7 +137,17 @@ class Channel:
 
     def close(self) -> None:
         """Close this end."""
+        self._forget()
         self.sock.close()
+
+    def _disown(self, descriptors: Sequence[int]) -> None:
+        for descriptor in self._owned.intersection(descriptors):
+            os.close(descriptor)
+            self._owned.discard(descriptor)
+
+    def _forget(self) -> None:
+        self._out.clear()
+        self._disown(list(self._owned))
 
     def _messages(self) -> list[tuple[Message, list[int] | None]]:
         messages: list[tuple[Message, list[int] | None]] = []

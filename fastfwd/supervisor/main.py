@@ -28,9 +28,9 @@ from fastfwd.observe.scoreboard import Cell, Scoreboard
 from fastfwd.supervisor import host
 from fastfwd.supervisor.children import RESOLVER, Child, Children
 from fastfwd.supervisor.listeners import Listeners, Place, places
-from fastfwd.supervisor.names import Names, bound, dialled
+from fastfwd.supervisor.names import Names, bound, dialled, unbound, unreachable
 from fastfwd.supervisor.pidfile import PidFile, PidFileError
-from fastfwd.supervisor.reload import Phase, Reload, name_problems
+from fastfwd.supervisor.reload import Phase, Reload
 from fastfwd.supervisor.signals import Signals
 from fastfwd.worker.main import CANNOT_START, Entry, Table
 from fastfwd.worker.privileges import account
@@ -87,6 +87,7 @@ class Supervisor:
         self._last_generation = self._generation = 1
         self._reload: Reload | None = None
         self._reload_wanted = False
+        self._started = False
         self._draining = False
         self._stop_by: float | None = None
         self._next_tick = 0.0
@@ -106,15 +107,14 @@ class Supervisor:
         try:
             self._take_pidfile()
             now = time.monotonic()
-            self.ask(self.config, now)
+            self.ask(self.config)
             self._await_names(bound(self.config), now + BIND_NAME_LIMIT)
-            problems = self._unbound()
-            if problems:
+            if problems := unbound(self.config, self.names):
                 raise ConfigError(problems)
             self._places = places(self.config, self.names.addresses)
             self.listeners.commit(self._places, self.listeners.open(self._places))
             self._await_names(dialled(self.config), now + BACKEND_NAME_LIMIT)
-            problems = name_problems(self.config, self.names, log.warning)
+            problems = unreachable(self.config, self.names)
             problems += check(self.config, addresses=self.names.addresses, is_local=is_local)
             if problems:
                 raise ConfigError(problems)
@@ -133,8 +133,9 @@ class Supervisor:
                 )
         for slot in range(self.scoreboard.slots):
             self._replace(slot, now)
+        self._started = True
 
-    def ask(self, config: Config, now: float) -> None:
+    def ask(self, config: Config) -> None:
         """Have every host of `config` looked up; what is numeric is known at once."""
         self.names.want(bound(config) | dialled(config))
 
@@ -152,15 +153,6 @@ class Supervisor:
         """The one place that waits, at start: nothing is being served yet."""
         while self.names.waiting(hosts) and (left := deadline - time.monotonic()) > 0:
             self._turn(left)
-
-    def _unbound(self) -> list[Problem]:
-        return [
-            Problem(forward.origin, f"expected an address to listen on, found '{forward.listen.host}': {why}")
-            for forward in self.config.forwards
-            if not self.names.addresses.get(forward.listen.host)
-            for failure in [self.names.failures.get(forward.listen.host)]
-            for why in [failure.reason if failure else "no answer from the name service"]
-        ]
 
     def _take_pidfile(self) -> None:
         path = self.config.pidfile
@@ -209,13 +201,12 @@ class Supervisor:
                 child.channel.fileno(), select.POLLIN | (select.POLLOUT if child.channel.backlog else 0)
             )
         for descriptor, mask in poll.poll(timeout * 1000):
-            child = heard.get(descriptor)  # type: ignore[assignment]
-            if child is None:
+            if (speaker := heard.get(descriptor)) is None:
                 continue
             if mask & select.POLLOUT:
-                child.channel.flush()
-            for message in self.children.hear(child):
-                self._hear(child, message)
+                speaker.channel.flush()
+            for message in self.children.hear(speaker):
+                self._hear(speaker, message)
         now = time.monotonic()
         for number in self.signals.take():
             self._signal(number, now)
@@ -224,7 +215,7 @@ class Supervisor:
         if now >= self._next_tick:
             self._next_tick = now + TICK
             self._tick(now)
-        if self._reload is None and self._reload_wanted:
+        if self._reload is None and self._reload_wanted and self._started:
             self._reload_wanted = False
             self._reload = Reload(self, now)
         if self._reload is not None:
@@ -363,7 +354,8 @@ class Supervisor:
                 self.children.forget(child.slot)
                 self._stop()
                 continue
-            log.error("%s (process %d) %s; starting another", child.title, child.pid, words)
+            what_next = "not replaced, we are draining" if self._draining else "starting another"
+            log.error("%s (process %d) %s; %s", child.title, child.pid, words, what_next)
 
     def _replace(self, slot: int, now: float) -> None:
         if self._stop_by is not None or self._draining:

@@ -7,6 +7,7 @@ changes on; nothing here waits.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from typing import Final
 
 from fastfwd.channel import Message
 from fastfwd.config.resolve import numeric
-from fastfwd.model import Address, Config
+from fastfwd.model import Address, Config, Forward, Problem
 
 REFRESH: Final = 600.0
 """Seconds between lookups of a name that is known."""
 
 RETRY: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before a failed lookup is tried again; the last one goes on."""
+
+log = logging.getLogger("fastfwd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,39 @@ def dialled(config: Config) -> set[str]:
 def bound(config: Config) -> set[str]:
     """Every host a configuration's forwards listen on."""
     return {forward.listen.host for forward in config.forwards}
+
+
+def unbound(config: Config, names: Names) -> list[Problem]:
+    """The forwards that have no address to listen on, their lookups having ended or had
+    their time."""
+    return [
+        _unresolved(forward, forward.listen.host, names)
+        for forward in config.forwards
+        if not names.addresses.get(forward.listen.host)
+    ]
+
+
+def unreachable(config: Config, names: Names) -> list[Problem]:
+    """The forwards that dial a name, or from one, that does not exist. One that could not
+    be asked for yet is no mistake of the file: it is reported as a warning, and asked
+    for again."""
+    problems = []
+    for forward in config.forwards:
+        for host in (forward.target.host, forward.source):
+            if host is None or names.addresses.get(host):
+                continue
+            failure = names.failures.get(host)
+            if failure is not None and failure.definitive:
+                problems.append(_unresolved(forward, host, names))
+            else:
+                log.warning("%s; trying again", _unresolved(forward, host, names))
+    return problems
+
+
+def _unresolved(forward: Forward, host: str, names: Names) -> Problem:
+    failure = names.failures.get(host)
+    reason = failure.reason if failure else "no answer from the name service yet"
+    return Problem(forward.origin, f"expected a host that can be resolved, found '{host}': {reason}")
 
 
 def _address(family: object, text: object) -> Address:

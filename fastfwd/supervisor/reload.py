@@ -22,11 +22,11 @@ from fastfwd.config.diff import diff
 from fastfwd.config.load import load
 from fastfwd.config.resolve import is_local
 from fastfwd.config.wording import counted
-from fastfwd.model import Config, ConfigError, Problem
+from fastfwd.model import ConfigError, Problem
 from fastfwd.observe.eventlog import open_log
 from fastfwd.supervisor.children import Child
 from fastfwd.supervisor.listeners import close, places
-from fastfwd.supervisor.names import Names, bound, dialled
+from fastfwd.supervisor.names import bound, dialled, unbound, unreachable
 
 if TYPE_CHECKING:
     from fastfwd.supervisor.main import Supervisor
@@ -67,7 +67,7 @@ class Reload:
         except ConfigError as error:
             self._refuse(error.problems)
             return
-        supervisor.ask(self.config, now)
+        supervisor.ask(self.config)
 
     def step(self, now: float) -> None:
         """Go as far as possible without waiting."""
@@ -127,7 +127,7 @@ class Reload:
 
     def _prepare(self, now: float) -> None:
         supervisor = self._supervisor
-        problems = name_problems(self.config, supervisor.names, warn=log.warning)
+        problems = unbound(self.config, supervisor.names) + unreachable(self.config, supervisor.names)
         if not problems:
             problems = check(self.config, addresses=supervisor.names.addresses, is_local=is_local)
         if problems:
@@ -213,28 +213,3 @@ class Reload:
         # A rotation must not fail because somebody left the file half edited.
         self._supervisor.reopen_log()
         self._supervisor.forget_other_names()
-
-
-def name_problems(config: Config, names: Names, warn: object) -> list[Problem]:
-    """What is wrong with the names of a configuration whose lookups have ended, or have
-    had their time: every bind name needs an address, and a name that does not exist is
-    a mistake. A backend name that could not be asked for is reported to `warn` (a
-    logger's method) and tried again later."""
-    assert callable(warn)
-    problems = []
-    for forward in config.forwards:
-        wanted = [(forward.listen.host, True), (forward.target.host, False)]
-        if forward.source is not None:
-            wanted.append((forward.source, False))
-        for host, needed in wanted:
-            if names.addresses.get(host):
-                continue
-            failure = names.failures.get(host)
-            reason = failure.reason if failure else "no answer from the name service yet"
-            if needed or (failure is not None and failure.definitive):
-                problems.append(
-                    Problem(forward.origin, f"expected a host that can be resolved, found '{host}': {reason}")
-                )
-            else:
-                warn("%s: cannot resolve '%s' yet (%s); trying again", forward.origin, host, reason)
-    return problems

@@ -35,31 +35,3 @@ def test_a_hung_worker_is_replaced(route: StartRoute) -> None:
     assert here.forwarder.worker(1) == idle
     assert here.forwarder.said("worker 0 has not come round its loop for 5 s; killing it") == 1
     assert not processes.alive(hung)
-
-
-def test_a_machine_that_stood_still_kills_nobody(route: StartRoute) -> None:
-    """When supervisor and workers were all stopped together, for longer than the watchdog
-    waits, nobody is killed: time is counted in the supervisor's own ticks."""
-    here = route()
-    worker = here.forwarder.worker(0)
-    with here.pair() as pair:
-        here.greet(pair)
-        for number in (signal.SIGSTOP, signal.SIGCONT):
-            for pid in (here.forwarder.pid, worker):
-                os.kill(pid, number)
-            if number is signal.SIGSTOP:
-                beats(here.address, seconds=6)
-        here.greet(pair)
-        here.turn()
-    assert here.forwarder.worker(0) == worker
-    assert here.forwarder.said("has not come round") == 0
-
-
-def beats(address: tuple[str, int], seconds: float) -> None:
-    """Let `seconds` go by: a client waits that long for an answer that cannot come."""
-    with connect(address) as client:
-        client.settimeout(seconds)
-        try:
-            assert not client.recv(1)
-        except TimeoutError:
-            pass
