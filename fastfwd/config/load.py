@@ -40,7 +40,6 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
     Raises:
         ConfigError: with every problem in file order.
     """
-    base = directory or os.getcwd()
     config, problems = parse(_read(path), path)
     fatal = [problem for problem in problems if not lenient or isinstance(problem, GuardProblem)]
     skipped = [problem for problem in problems if problem not in fatal]
@@ -58,10 +57,14 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
     warnings = [Problem(each.origin, f"line skipped: {each.message}") for each in skipped]
     return replace(
         config,
-        logfile=config.logfile and os.path.join(base, config.logfile),
-        pidfile=config.pidfile and os.path.join(base, config.pidfile),
+        logfile=config.logfile and _absolute(config.logfile, directory),
+        pidfile=config.pidfile and _absolute(config.pidfile, directory),
         warnings=tuple(sorted([*config.warnings, *warnings], key=lambda problem: problem.origin.line)),
     )
+
+
+def _absolute(name: str, directory: str | None) -> str:
+    return os.path.join(directory, name) if directory is not None else os.path.abspath(name)
 
 
 def _read(path: str) -> bytes:

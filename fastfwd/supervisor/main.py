@@ -331,7 +331,8 @@ class Supervisor:
         child.serving = True
         if self._reload is not None:
             self._reload.serving(child, generation)
-        if self._ready is not None and all(worker.serving for worker in self.children.workers):
+        serving = [worker for worker in self.children.workers if worker.serving]
+        if self._ready is not None and len(serving) == self.scoreboard.slots:
             ready, self._ready = self._ready, None
             forwards = counted(len(self.config.forwards), "forward")
             workers = counted(self.scoreboard.slots, "worker")

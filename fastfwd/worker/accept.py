@@ -7,7 +7,6 @@ never close its socket's kernel queue unread: see `empty`.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 
@@ -18,17 +17,13 @@ from typing import TYPE_CHECKING, Final
 from fastfwd.model import Forward, Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.worker.access import Judge
-from fastfwd.worker.dial import Dial, Target
+from fastfwd.worker.dial import NO_ROOM, Dial, Target
 
 if TYPE_CHECKING:
     from fastfwd.worker.main import Worker
 
 BATCH: Final = 16
 """Connections taken per event, so that a burst does not starve the sessions."""
-
-PAUSE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""No room for another connection now. The queue stays readable, so going on at once
-would spin: C rinetd wrote 18,662 log lines in 0.1 s."""
 
 STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 
@@ -63,8 +58,8 @@ class Listener:
             except OSError as error:
                 # accept(2): errors of the connection itself (ECONNABORTED, EPROTO,
                 # ENETDOWN ...) are the network's, not ours: try the next one.
-                self.worker.accept_failed(self, error, pause=error.errno in PAUSE)
-                if error.errno in PAUSE:
+                self.worker.accept_failed(self, error, pause=error.errno in NO_ROOM)
+                if error.errno in NO_ROOM:
                     return count
                 continue
             os.set_blocking(descriptor, False)

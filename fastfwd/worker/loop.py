@@ -97,9 +97,10 @@ class Loop:
         return queue
 
     def watch(self, descriptor: int, mask: int, handler: Handler) -> None:
-        """Call `handler(mask)` when `descriptor` is ready for any of `mask` (select.EPOLL*)."""
-        self.handlers[descriptor] = handler
+        """Call `handler(mask)` when `descriptor` is ready for any of `mask` (select.EPOLL*).
+        Raises OSError (ENOMEM, ENOSPC), and nothing is watched then."""
         self.epoll.register(descriptor, mask)
+        self.handlers[descriptor] = handler
 
     def forget(self, descriptor: int) -> None:
         """Stop watching. Needed before closing a descriptor that another process holds

@@ -8,6 +8,7 @@ and outlives the supervisor only to let its sessions finish.
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -89,6 +90,8 @@ class Worker:
         self.log: EventLog | None = None
         self.sessions: set[Session] = set()
         self.dials: set[Dial] = set()
+        self.stranded: list[Dial] = []
+        """Dials that found no descriptor left; they go on when accepting does."""
         self.serial = 0
         self.patience = self.loop.timer(PATIENCE, Dial.waited)
         self.overdue = self.loop.timer(CONNECT_TIMEOUT - PATIENCE, Dial.timed_out)
@@ -285,13 +288,15 @@ class Worker:
     def _failed(self, handler: Callable[..., object]) -> None:
         """A handler has raised what nobody foresaw: that connection ends, the others go on."""
         owner = getattr(handler, "__self__", None)
-        if not isinstance(owner, Session | Dial):
-            raise  # noqa: PLE0704  # called in the loop's except clause
-        log.exception("slot %d: a session failed; this is a fault in fastfwd", self.slot)
+        log.exception("slot %d: this is a fault in fastfwd; please report it", self.slot)
         if isinstance(owner, Session):
             owner.stop()
-        else:
+        elif isinstance(owner, Dial):
             owner.end(Outcome.LOCAL_CONNECT_FAILED)
+        elif isinstance(owner, Listener):
+            self.pause(OSError(errno.EPROTO, "a fault"))  # do not repeat it a thousand times a second
+        else:
+            raise  # noqa: PLE0704  # called in the loop's except clause
 
     def _finish_turn(self) -> None:
         if self.log is not None:
@@ -311,6 +316,12 @@ class Worker:
             self._aborts.add(abort, self.loop.now)
 
     def _resume(self, _: None) -> None:
+        stranded, self.stranded = self.stranded, []
+        for dial in stranded:
+            if dial in self.dials:
+                dial.attempt()
+        if self._paused.due:  # still no room, and these come first
+            return
         for listener in self._listeners.values():
             self.loop.watch(listener.sock.fileno(), select.EPOLLIN, listener.event)
 

@@ -45,7 +45,20 @@ RESET_PATIENCE: Final = 30.0
 """Seconds a reset waits for the bytes before it to be acknowledged: SO_LINGER 0 throws
 away what is still in the send queue (socket(7))."""
 
-ABORT: Final = struct.pack("ii", 1, 0)
+PEER_GONE: Final = frozenset(
+    {
+        errno.ECONNRESET,
+        errno.EPIPE,
+        errno.ETIMEDOUT,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ECONNABORTED,
+        errno.ENOTCONN,
+    }
+)
+"""Errors that say the connection itself is over; any other is our side's trouble with it."""
+
+LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 
 class Session:
@@ -116,10 +129,14 @@ class Session:
             self.backend_event(mask)
         if self.open:
             self.client_mask |= READ
-            if client_watched:
-                loop.epoll.modify(self.client_fd, self.client_mask)
-            else:
-                loop.epoll.register(self.client_fd, self.client_mask)
+            try:
+                if client_watched:
+                    loop.epoll.modify(self.client_fd, self.client_mask)
+                else:
+                    loop.epoll.register(self.client_fd, self.client_mask)
+            except OSError as error:  # ENOMEM; ENOSPC: fs.epoll.max_user_watches
+                worker.pause(error)
+                self.stop()
 
     def client_event(self, mask: int) -> None:
         """The client's socket is ready for what epoll's `mask` says."""
@@ -162,6 +179,8 @@ class Session:
         else:
             pump.verdict = SOURCE_BROKE
             self._blame(pump.source)
+            if pump.error and pump.error not in PEER_GONE:
+                abort(pump.source)
             self.reset(pump.sink)
 
     def close(self) -> None:
@@ -215,7 +234,7 @@ class Session:
         is reset, so that it cannot take a part for the whole."""
         for pump in (self.up, self.down):
             if pump.taken != pump.given:
-                pump.sink.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+                abort(pump.sink)
         self.close()
 
     def _again(self, pump: Pump) -> None:
@@ -258,6 +277,13 @@ class Session:
     def _sink_broke(self, pump: Pump) -> None:
         worker = self.listener.worker
         self._blame(pump.sink)
+        if pump.error not in PEER_GONE:
+            # The connection lives, but we cannot serve it (ENOBUFS, ENOMEM): whoever
+            # waits at either end must not take what came so far for everything.
+            abort(pump.source)
+            abort(pump.sink)
+            self.close()
+            return
         other = self._other(pump)
         release(pump, worker.pool)
         if pump.error != errno.EPIPE and other.verdict < END:
@@ -301,5 +327,10 @@ class Abort:
         unacknowledged = fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4))
         if any(unacknowledged) and now < self._deadline:
             return False
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+        abort(self.sock)
         return True
+
+
+def abort(sock: Socket) -> None:
+    """Make the close of `sock` send a reset, at once and without what is still unsent."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)

@@ -1,0 +1,1 @@
+"""Tests of fastfwd.config: text to Config, and what is wrong between its lines."""

@@ -1,0 +1,194 @@
+"""Files to Config: what can be read, what is refused, what lenient lets through."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from fastfwd.config.load import LARGEST, load
+from fastfwd.model import Config, ConfigError
+from tests.config.acceptance import ONE
+
+
+def written(tmp_path: Path, data: bytes) -> str:
+    path = tmp_path / "rinetd.conf"
+    path.write_bytes(data)
+    return str(path)
+
+
+def errors(path: str, *, lenient: bool = False) -> list[str]:
+    """What `load` complains of, each without the file's name."""
+    with pytest.raises(ConfigError) as caught:
+        load(path, lenient=lenient)
+    return [f"{problem.origin.line}: {problem.message}" for problem in caught.value.problems]
+
+
+def warnings(config: Config) -> list[str]:
+    return [f"{problem.origin.line}: {problem.message}" for problem in config.warnings]
+
+
+def test_good_file(tmp_path: Path) -> None:
+    """A good file becomes a Config that knows its name."""
+    path = written(tmp_path, ONE + b"\n")
+    config = load(path)
+    assert config.file == path
+    assert len(config.forwards) == 1
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    """An empty file loads, with a warning about the file as a whole."""
+    assert warnings(load(written(tmp_path, b""))) == ["0: no forwards: there is nothing to do"]
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """A missing file is a problem of the whole file."""
+    assert errors(str(tmp_path / "none")) == ["0: cannot read it: No such file or directory"]
+
+
+def test_message_of_a_missing_file_names_it(tmp_path: Path) -> None:
+    """The text of the error begins with the file's name."""
+    path = str(tmp_path / "none")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: cannot read it: No such file or directory"
+
+
+def test_directory(tmp_path: Path) -> None:
+    """A directory is refused; rinetd takes it for an empty file."""
+    assert errors(str(tmp_path)) == ["0: expected a file, found a directory"]
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    """A file that may not be read is a problem of the whole file."""
+    path = written(tmp_path, ONE)
+    os.chmod(path, 0)
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    assert errors(path) == ["0: cannot read it: Permission denied"]
+
+
+def test_path_through_a_file(tmp_path: Path) -> None:
+    """Any other reason why the path cannot be opened is told in the system's words."""
+    assert errors(written(tmp_path, ONE) + "/x") == ["0: cannot read it: Not a directory"]
+
+
+def test_fifo(tmp_path: Path) -> None:
+    """A FIFO is read to its end."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(ONE,))
+    writer.start()
+    assert len(load(str(path)).forwards) == 1
+    writer.join()
+
+
+def test_endless_file() -> None:
+    """A file without an end is refused, not read until memory ends."""
+    assert errors("/dev/zero") == [f"0: expected at most {LARGEST} bytes, found more"]
+
+
+def test_every_problem_in_file_order(tmp_path: Path) -> None:
+    """Problems of parsing, of accounts and between lines come together, by line."""
+    data = (
+        b"127.0.0.1 2001 127.0.0.1 2001\n"
+        b"garbage\n"
+        b"user nosuchuser\n"
+        b"127.0.0.1 2001 127.0.0.1 80\n"
+        b"group nosuchgroup\n"
+    )
+    found = errors(written(tmp_path, data))
+    assert [message[:2] for message in found] == ["1:", "2:", "3:", "4:", "5:"]
+
+
+def test_unknown_user(tmp_path: Path) -> None:
+    """A user that the host does not know is an error where it stands."""
+    data = b"\nuser nosuchuser\n"
+    assert errors(written(tmp_path, data)) == ["2: expected an account of this host, found 'nosuchuser'"]
+
+
+def test_unknown_group(tmp_path: Path) -> None:
+    """A group that the host does not know is an error where it stands."""
+    data = b"\ngroup nosuchgroup\n"
+    assert errors(written(tmp_path, data)) == ["2: expected a group of this host, found 'nosuchgroup'"]
+
+
+def test_known_user_and_group(tmp_path: Path) -> None:
+    """root is always there."""
+    config = load(written(tmp_path, b"user root\ngroup root\n"))
+    assert (config.user, config.group) == ("root", "root")
+
+
+def test_relative_names_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log and pid files are relative to where the program was started, not to where it ends up."""
+    monkeypatch.chdir(tmp_path)
+    config = load(written(tmp_path, b"logfile log/x\npidlogfile pid\n"))
+    assert (config.logfile, config.pidfile) == (str(tmp_path / "log/x"), str(tmp_path / "pid"))
+
+
+def test_relative_names_of_a_daemon(tmp_path: Path) -> None:
+    """Who has left the directory he was started in says which it was."""
+    config = load(written(tmp_path, b"logfile log\npidlogfile /run/pid\n"), directory="/srv")
+    assert (config.logfile, config.pidfile) == ("/srv/log", "/run/pid")
+
+
+def test_absolute_names_stay(tmp_path: Path) -> None:
+    """An absolute name is taken as written."""
+    assert load(written(tmp_path, b"logfile /var/log/x\n")).logfile == "/var/log/x"
+
+
+def test_no_log_stays_none(tmp_path: Path) -> None:
+    """Without the directives there are no files."""
+    config = load(written(tmp_path, ONE))
+    assert (config.logfile, config.pidfile) == (None, None)
+
+
+def test_forward_to_itself_through_a_wildcard(tmp_path: Path) -> None:
+    """The host's own addresses are known: a wildcard forward to one of them is refused."""
+    assert len(errors(written(tmp_path, b"0.0.0.0 2001 127.0.0.3 2001\n"))) == 1
+
+
+def test_names_are_not_resolved(tmp_path: Path) -> None:
+    """A name is nobody's business yet."""
+    assert len(load(written(tmp_path, b"nosuch.invalid 2001 nosuch.invalid 2001\n")).forwards) == 1
+
+
+def test_lenient_skips_a_bad_line(tmp_path: Path) -> None:
+    """As in rinetd 0.5 to 0.62 a bad line is skipped, with a warning that says why."""
+    config = load(written(tmp_path, b"garbage\n" + ONE + b"\n"), lenient=True)
+    assert len(config.forwards) == 1
+    [warning] = warnings(config)
+    assert warning.startswith("1: line skipped: expected a forward ")
+
+
+def test_lenient_skips_a_conflict(tmp_path: Path) -> None:
+    """Of two listeners in each other's way the first stays."""
+    data = b"127.0.0.1 2001 127.0.0.1 80\n127.0.0.1 2001 127.0.0.1 81\n"
+    config = load(written(tmp_path, data), lenient=True)
+    assert [forward.target.port for forward in config.forwards] == [80]
+
+
+def test_lenient_leaves_no_loop(tmp_path: Path) -> None:
+    """Loops are cut until none is left."""
+    data = b"127.0.0.1 2001 127.0.0.1 2002\n127.0.0.1 2002 127.0.0.1 2001\n127.0.0.1 2003 127.0.0.1 2003\n"
+    config = load(written(tmp_path, data), lenient=True)
+    assert [forward.listen.port for forward in config.forwards] == [2001]
+
+
+@pytest.mark.parametrize("line", [b"deny 10.0.0.0/8", b"Deny 10.*", b"allow", b"user nosuchuser", b"user"])
+def test_lenient_does_not_open_doors(tmp_path: Path, line: bytes) -> None:
+    """A line that keeps somebody out is never skipped."""
+    assert len(errors(written(tmp_path, ONE + b"\n" + line + b"\ngarbage\n"), lenient=True)) == 1
+
+
+def test_lenient_missing_file(tmp_path: Path) -> None:
+    """A problem of the file as a whole stays an error."""
+    assert len(errors(str(tmp_path / "none"), lenient=True)) == 1
+
+
+def test_warnings_are_in_file_order(tmp_path: Path) -> None:
+    """Warnings of parsing and skipped lines come together, by line."""
+    config = load(written(tmp_path, b"allow abc\ngarbage\ndeny abc\nmore garbage\n" + ONE), lenient=True)
+    assert [warning[:2] for warning in warnings(config)] == ["1:", "2:", "3:", "4:"]
