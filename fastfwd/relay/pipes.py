@@ -90,7 +90,7 @@ class PipePool:
             return None
         try:
             size = fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, SIZE)
-        except PermissionError:  # past the user's soft limit of pages
+        except OSError:  # EPERM past the user's soft limit of pages; ENOMEM
             size = fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ)
         if size < SIZE:
             self.short += 1

@@ -22,7 +22,7 @@ from tests.deadline import until
 from tests.forwarder import Forwarder
 from tests.peers import require_peer, require_root
 from tests.ports import free_port
-from tests.servers import Visit, echo, serve, sink
+from tests.servers import Server, Visit, echo, serve, sink
 from tests.sockets import (
     Address,
     Ending,
@@ -62,10 +62,20 @@ def injected(pid: int, directory: Path, call: str, what: str) -> Iterator[Path]:
 class Shared:
     """One running worker in front of an echo, for all rows of a table."""
 
-    def __init__(self, running: Forwarder, address: Address, directory: Path) -> None:
+    def __init__(
+        self, running: Forwarder, address: Address, directory: Path, inside: Sandbox | None = None
+    ) -> None:
         self.running = running
         self.address = address
         self.directory = directory
+        self.inside = inside
+
+    def connect(self) -> socket.socket:
+        """A client."""
+        client: socket.socket = (
+            self.inside.call(connect, self.address) if self.inside else connect(self.address)
+        )
+        return client
 
     def injected(self, call: str, what: str) -> AbstractContextManager[Path]:
         """Inject into the worker."""
@@ -76,7 +86,7 @@ class Shared:
         there was no connection at all."""
         data = noise(size)
         try:
-            client = connect(self.address)
+            client = self.connect()
         except ConnectionError:
             return data, None
         with client, Sending(client, data):
@@ -216,17 +226,17 @@ class Flow:
         return Ending(bytes(self.received + ending.data), ending.how)
 
 
-def bytes_in_pipes(pid: int) -> int:
-    """Bytes in all pipes of `pid` that it splices through (of its others nobody has written to)."""
-    total = 0
+def bytes_in_pipes(pid: int) -> dict[str, int]:
+    """The pipes of `pid` that have bytes in them, and how many."""
+    found = {}
     for number, target in processes.descriptors(pid).items():
-        if target.startswith("pipe:"):
+        if target.startswith("pipe:") and target not in found:
             end = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
             size = array.array("i", [0])
             fcntl.ioctl(end, termios.FIONREAD, size)
-            total += size[0]
+            found[target] = size[0]
             os.close(end)
-    return total
+    return {pipe: size for pipe, size in found.items() if size}
 
 
 @contextmanager
@@ -313,44 +323,65 @@ def test_an_address_that_has_no_socket_is_passed_over(
     assert running.said("not accepting") == 0
 
 
-FLOWS = 48
-"""More than the 32 pipes that a worker has from the beginning, with some to spare."""
+PIPES = 32
+"""Pipes a worker has from the beginning (worker/main, FILL)."""
 
 
 def reluctant(connection: socket.socket, visit: Visit) -> None:
-    """A backend that reads a megabyte and the rest only when it is released."""
+    """A backend that reads a megabyte, and the rest only when it is released."""
     while len(visit.received) < MIB:
         visit.received += connection.recv(1 << 16)
     visit.released.wait()
     sink(connection, visit)
 
 
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shared, Server]]:
+    """A worker all of whose pipes are on loan to stalled flows, and its backend."""
+    directory = tmp_path_factory.mktemp("crowded")
+    with ExitStack() as stack:
+        inside = stack.enter_context(Sandbox(network=True))
+        inside.sysctl("net.ipv4.tcp_rmem", "4096 524288 1048576")  # so that a path is soon full
+        inside.sysctl("net.ipv4.tcp_wmem", "4096 65536 524288")
+        behind: Server = stack.enter_context(inside.call(serve, reluctant))
+        address = ("127.0.0.1", free_port())
+        config = f"{address[0]} {address[1]} {behind.host} {behind.port}\n"
+        running = stack.enter_context(inside.call(Forwarder, directory, config, workers=1))
+        clients: list[socket.socket] = []
+
+        def all_lent() -> bool:
+            if len(clients) < 2 * PIPES:
+                clients.append(stack.enter_context(inside.call(connect, address)))
+                clients[-1].setblocking(False)
+            for client in clients:
+                try:
+                    while client.send(noise(MIB)):
+                        pass
+                except BlockingIOError:
+                    continue
+            return len(bytes_in_pipes(running.worker())) == PIPES
+
+        until(all_lent, 30, what="all pipes to be on loan")
+        yield Shared(running, address, directory, inside), behind
+
+
 @pytest.mark.parametrize(
     ("call", "what"),
-    [("pipe2", "EMFILE"), ("fcntl", "EPERM"), ("fcntl", "ENOMEM"), ("fcntl", "EBUSY")],
+    [("pipe2", "EMFILE"), ("pipe2", "ENFILE"), ("fcntl", "EPERM"), ("fcntl", "ENOMEM"), ("fcntl", "EBUSY")],
 )
-def test_without_another_pipe_it_copies(
-    forwarder: StartForwarder, backend: StartServer, tmp_path: Path, call: str, what: str
-) -> None:
+def test_without_another_pipe_it_copies(crowded: tuple[Shared, Server], call: str, what: str) -> None:
     """When all pipes are on loan and the kernel gives no further one, or none of the size asked
-    for, every flow is carried all the same."""
-    behind = backend(reluctant)
-    behind.listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
-    port = free_port()
-    running = forwarder(f"127.0.0.1 {port} {behind.host} {behind.port}\n", workers=1)
-    worker = running.worker()
-    data = noise(MIB) * 8
-    with injected(worker, tmp_path, call, f"error={what}") as trace, ExitStack() as stack:
-        for _ in range(FLOWS):
-            stack.enter_context(Sending(stack.enter_context(connect(("127.0.0.1", port))), data))
-        until(lambda: "INJECTED" in trace.read_text(), what="the failure to be injected")
-        for number in range(FLOWS):
-            behind.visit(number).released.set()
-        for number in range(FLOWS):
-            behind.visit(number).ended.wait(deadline.seconds(20))
-    assert {visit.how for visit in behind.visits} == {"EOF"}
-    assert all(visit.received == data for visit in behind.visits)
-    assert running.worker() == worker
+    for, a further flow is carried all the same."""
+    shared, behind = crowded
+    worker, number = shared.running.worker(), behind.count
+    data = noise(MIB) * 16
+    with shared.injected(call, f"error={what}") as trace, shared.connect() as client, Sending(client, data):
+        visit = behind.visit(number)
+        visit.released.set()
+        until(visit.ended.is_set, 30, "the end of the flow")
+        assert "INJECTED" in trace.read_text()
+    assert (visit.how, visit.received == data) == ("EOF", True)
+    assert shared.running.worker() == worker
 
 
 # The supervisor.
