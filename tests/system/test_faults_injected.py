@@ -343,7 +343,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shared, 
         inside = stack.enter_context(Sandbox(network=True))
         inside.sysctl("net.ipv4.tcp_rmem", "4096 524288 1048576")  # so that a path is soon full
         inside.sysctl("net.ipv4.tcp_wmem", "4096 65536 524288")
-        behind: Server = stack.enter_context(inside.call(serve, reluctant))
+        behind: Server = inside.call(stack.enter_context, serve(reluctant))
         address = ("127.0.0.1", free_port())
         config = f"{address[0]} {address[1]} {behind.host} {behind.port}\n"
         running = stack.enter_context(inside.call(Forwarder, directory, config, workers=1))
