@@ -96,23 +96,16 @@ def test_out_of_descriptors_it_does_not_spin(crowd: Crowd) -> None:
 
 
 def test_out_of_descriptors_it_recovers(crowd: Crowd) -> None:
-    """When clients leave, those in the queue get their turn, and newcomers are served."""
-    crowd.running.wait_said("not accepting for now")
-    answers = crowd.answered()
-    assert [answer for answer in answers if answer] == [
-        b"%03d\n" % number for number, answer in enumerate(answers) if answer
-    ]
-    for _ in range(20):
-        with connect(crowd.address) as client:
-            client.sendall(b"again")
-            finish(client)
-            assert read_to_end(client).data == b"again"
-
-
-def test_out_of_descriptors_nobody_is_turned_away(crowd: Crowd) -> None:
-    """A client for whom there is no room waits in the queue; it is not accepted and then dropped."""
+    """Clients for whom there is no room wait in the queue and are served, every one, as others
+    leave; so are newcomers; and afterwards the worker holds no more than before them."""
     crowd.running.wait_said("not accepting for now")
     assert crowd.answered() == [b"%03d\n" % number for number in range(CLIENTS)]
+    with connect(crowd.address) as client:
+        client.sendall(b"again")
+        finish(client)
+        assert read_to_end(client).data == b"again"
+    worker = crowd.running.worker()
+    until(lambda: sockets(worker) == 2, what="the listener and the channel to be left")
 
 
 def test_out_of_descriptors_open_sessions_go_on(crowd: Crowd) -> None:
@@ -122,17 +115,6 @@ def test_out_of_descriptors_open_sessions_go_on(crowd: Crowd) -> None:
     assert read_exactly(first, 4) == b"000\n"
     with Sending(first, noise(MIB), finish=False):
         assert read_exactly(first, MIB) == noise(MIB)
-
-
-def test_descriptors_come_back(crowd: Crowd) -> None:
-    """When all clients have gone, the worker has as many descriptors as before them."""
-    worker = crowd.running.worker()
-    crowd.running.wait_said("not accepting for now")
-    crowd.answered()
-    for client in crowd.clients:
-        client.close()
-    crowd.running.wait_log(1)
-    until(lambda: sockets(worker) == 2, what="the listener and the channel to be left")
 
 
 def sockets(pid: int) -> int:

@@ -12,6 +12,7 @@ import subprocess
 import termios
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -226,17 +227,21 @@ class Flow:
         return Ending(bytes(self.received + ending.data), ending.how)
 
 
+def pipes(pid: int) -> dict[str, int]:
+    """The pipes of `pid`, each with one of its descriptors."""
+    return {name: number for number, name in processes.descriptors(pid).items() if name.startswith("pipe:")}
+
+
 def bytes_in_pipes(pid: int) -> dict[str, int]:
     """The pipes of `pid` that have bytes in them, and how many."""
     found = {}
-    for number, target in processes.descriptors(pid).items():
-        if target.startswith("pipe:") and target not in found:
-            end = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
-            size = array.array("i", [0])
-            fcntl.ioctl(end, termios.FIONREAD, size)
-            found[target] = size[0]
-            os.close(end)
-    return {pipe: size for pipe, size in found.items() if size}
+    for name, number in pipes(pid).items():
+        end = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
+        size = array.array("i", [0])
+        fcntl.ioctl(end, termios.FIONREAD, size)
+        found[name] = size[0]
+        os.close(end)
+    return {name: size for name, size in found.items() if size}
 
 
 @contextmanager
@@ -311,7 +316,7 @@ def test_an_address_that_has_no_socket_is_passed_over(
     port, behind = free_port(), backend(echo)
     with Sandbox() as inside:
         inside.cover(Path("/mnt"))
-        hosts = "127.0.0.9 backend\n127.0.0.1 backend\n127.0.0.1 localhost\n"
+        hosts = "::1 backend\n127.0.0.1 backend\n127.0.0.1 localhost\n"  # in this order by RFC 6724 too
         inside.call(Path("/mnt/hosts").write_text, hosts)
         inside.replace(Path("/etc/hosts"), Path("/mnt/hosts"))
         running = inside.call(forwarder, f"127.0.0.1 {port} backend {behind.port}\n", workers=1)
@@ -323,65 +328,118 @@ def test_an_address_that_has_no_socket_is_passed_over(
     assert running.said("not accepting") == 0
 
 
-PIPES = 32
-"""Pipes a worker has from the beginning (worker/main, FILL)."""
-
-
 def reluctant(connection: socket.socket, visit: Visit) -> None:
-    """A backend that reads a megabyte, and the rest only when it is released."""
-    while len(visit.received) < MIB:
-        visit.received += connection.recv(1 << 16)
+    """A backend that reads half a megabyte, and the rest only when it is released."""
+    while len(visit.received) < MIB // 2 and (data := connection.recv(1 << 16)):
+        visit.received += data
     visit.released.wait()
     sink(connection, visit)
 
 
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """The process does not run inside the block."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: (found := processes.stat(pid)) and found.state in "Tt", what="the worker to stop")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def pour(client: socket.socket) -> bytes:
+    """Send as much as the kernel takes now; what was sent."""
+    patience = client.gettimeout()
+    client.setblocking(False)
+    sent = bytearray()
+    try:
+        while True:
+            sent += noise(MIB)[: client.send(noise(MIB))]
+    except BlockingIOError:
+        client.settimeout(patience)
+    return bytes(sent)
+
+
+class Crowded(Shared):
+    """A worker whose pipes are all on loan to stalled flows, in front of a reluctant backend."""
+
+    def __init__(self, running: Forwarder, address: Address, directory: Path, inside: Sandbox) -> None:
+        super().__init__(running, address, directory, inside)
+        self.behind: Server
+        self.clients: list[socket.socket] = []
+
+    def exhaust(self) -> None:
+        """Stall flows until no pipe is idle. What meets a worker that was frozen meanwhile is
+        there at once: it reads full buffers, and so it splices."""
+        worker = self.running.worker()
+        while idle := len(pipes(worker)) - 1 - len(bytes_in_pipes(worker)):  # one is its wake-up
+            goal = idle + len(bytes_in_pipes(worker))
+            with frozen(worker):
+                self.clients += [self.connect() for _ in range(idle)]
+                for client in self.clients[-idle:]:
+                    pour(client)
+            until(partial(self.full, goal), what="the loans")
+
+    def full(self, goal: int) -> bool:
+        """Keep the flows full; whether the backend has stalled them all, with bytes in `goal` pipes."""
+        for client in self.clients:
+            pour(client)
+        stalled = all(len(visit.received) >= MIB // 2 for visit in self.behind.visits)
+        return stalled and len(bytes_in_pipes(self.running.worker())) >= goal
+
+
 @pytest.fixture(scope="module")
-def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shared, Server]]:
-    """A worker all of whose pipes are on loan to stalled flows, and its backend."""
-    directory = tmp_path_factory.mktemp("crowded")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowded]:
+    """The worker, in a network where a path is soon full."""
     with ExitStack() as stack:
         inside = stack.enter_context(Sandbox(network=True))
-        inside.sysctl("net.ipv4.tcp_rmem", "4096 524288 1048576")  # so that a path is soon full
-        inside.sysctl("net.ipv4.tcp_wmem", "4096 65536 524288")
+        for name in ("tcp_rmem", "tcp_wmem"):
+            inside.sysctl(f"net.ipv4.{name}", "4096 1048576 1048576")
         behind: Server = inside.call(stack.enter_context, serve(reluctant))
         address = ("127.0.0.1", free_port())
         config = f"{address[0]} {address[1]} {behind.host} {behind.port}\n"
+        directory = tmp_path_factory.mktemp("crowded")
         running = stack.enter_context(inside.call(Forwarder, directory, config, workers=1))
-        clients: list[socket.socket] = []
-
-        def all_lent() -> bool:
-            if len(clients) < 2 * PIPES:
-                clients.append(stack.enter_context(inside.call(connect, address)))
-                clients[-1].setblocking(False)
-            for client in clients:
-                try:
-                    while client.send(noise(MIB)):
-                        pass
-                except BlockingIOError:
-                    continue
-            return len(bytes_in_pipes(running.worker())) == PIPES
-
-        until(all_lent, 30, what="all pipes to be on loan")
-        yield Shared(running, address, directory, inside), behind
+        made = Crowded(running, address, directory, inside)
+        made.behind = behind
+        yield made
+        for client in made.clients:
+            client.close()
 
 
 @pytest.mark.parametrize(
     ("call", "what"),
-    [("pipe2", "EMFILE"), ("pipe2", "ENFILE"), ("fcntl", "EPERM"), ("fcntl", "ENOMEM"), ("fcntl", "EBUSY")],
+    [
+        ("pipe2", "error=EMFILE"),
+        ("pipe2", "error=ENFILE"),
+        ("fcntl", "error=EPERM:when=1+2"),
+        ("fcntl", "error=ENOMEM:when=1+2"),
+    ],
+    ids=["EMFILE", "ENFILE", "EPERM", "ENOMEM"],
 )
-def test_without_another_pipe_it_copies(crowded: tuple[Shared, Server], call: str, what: str) -> None:
+def test_without_another_pipe_it_copies(crowded: Crowded, call: str, what: str) -> None:
     """When all pipes are on loan and the kernel gives no further one, or none of the size asked
-    for, a further flow is carried all the same."""
-    shared, behind = crowded
-    worker, number = shared.running.worker(), behind.count
-    data = noise(MIB) * 16
-    with shared.injected(call, f"error={what}") as trace, shared.connect() as client, Sending(client, data):
-        visit = behind.visit(number)
+    for (fcntl: the setting fails, the asking that may follow does not), a further flow is
+    carried all the same."""
+    crowded.exhaust()
+    worker = crowded.running.worker()
+    number = crowded.behind.count
+    with crowded.connect() as client, crowded.injected(call, what) as trace:
+        visit = crowded.behind.visit(number)
         visit.released.set()
-        until(visit.ended.is_set, 30, "the end of the flow")
-        assert "INJECTED" in trace.read_text()
-    assert (visit.how, visit.received == data) == ("EOF", True)
-    assert shared.running.worker() == worker
+        sent = bytearray()
+
+        def happened() -> bool:
+            with frozen(worker):
+                sent.extend(pour(client))
+            return "INJECTED" in trace.read_text()
+
+        until(happened, what="the failure to be injected")
+        finish(client)
+        until(visit.ended.is_set, what="the end of the flow")
+    assert visit.how == "EOF"
+    assert visit.received == sent
+    assert crowded.running.worker() == worker
 
 
 # The supervisor.

@@ -95,8 +95,11 @@ def test_a_name_is_dialled(files: Place, behind: Server, forwarder: StartForward
 
 
 def test_a_dead_first_address(files: Place, behind: Server, forwarder: StartForwarder) -> None:
-    """Of several addresses each is tried: a session comes about although the first one refuses."""
-    files.hosts("127.0.0.9 backend", "127.0.0.1 backend")
+    """Of several addresses each is tried: a session comes about although the first one, where
+    nobody listens, refuses."""
+    files.hosts("127.0.0.1 backend", "::1 backend")
+    first = files.inside.call(socket.getaddrinfo, "backend", None, type=socket.SOCK_STREAM)[0]
+    assert first[4][0] == "::1"  # RFC 6724, 2.1: the loopback has the highest precedence
     port = free_port()
     files.inside.call(forwarder, f"127.0.0.1 {port} backend {behind.port}\n")
     assert all(echoes(files, port) for _ in range(5))

@@ -198,7 +198,8 @@ def test_clients_queued_at_a_removed_forward_are_served(site: StartSite) -> None
         for pid in workers:
             os.kill(pid, signal.SIGSTOP)
         until(lambda: all(found.state == "T" for pid in workers if (found := processes.stat(pid))))
-        clients = [stack.enter_context(connect(here.address)) for _ in range(ENOUGH)]
+        # Many more than a worker accepts before it hears of the reload.
+        clients = [stack.enter_context(connect(here.address)) for _ in range(10 * ENOUGH)]
         here.forwarder.configure(here.line(free_port()))
         here.forwarder.hup()
         for pid in workers:

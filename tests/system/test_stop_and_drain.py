@@ -95,13 +95,6 @@ def test_bytes_held_at_a_stop_are_not_missed_in_silence(route: StartRoute) -> No
         assert data.startswith(ending.data)
 
 
-def test_a_stopped_worker_does_not_stop_the_stop(route: StartRoute) -> None:
-    """A worker that does not answer is killed after a while, and the status is still 0."""
-    here = route()
-    os.kill(here.forwarder.worker(0), signal.SIGSTOP)
-    assert here.forwarder.stop() == 0
-
-
 def test_a_second_stop_is_at_once(route: StartRoute) -> None:
     """A second TERM does not wait for a worker that does not answer."""
     here = route()
