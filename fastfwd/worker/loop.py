@@ -86,6 +86,8 @@ class Loop:
         """Closed at the end of the turn: a number closed earlier could come back from
         accept and receive the events still waiting in this turn's batch."""
         self.end_of_turn: list[Callable[[], None]] = []
+        self.now_and_then: list[Callable[[], None]] = []
+        """Called with the look at the timers, for what need not be fresher than that."""
         self._queues: list[TimerQueue[object]] = []
         self._beat = beat
         self._next_look = 0.0
@@ -135,6 +137,8 @@ class Loop:
                 self._next_look = now + GRANULARITY
                 for queue in self._queues:
                     queue.run(now)
+                for work in self.now_and_then:
+                    work()
             if self.again:
                 again, self.again = self.again, []
                 for go_on, argument in again:

@@ -35,6 +35,8 @@ from fastfwd.worker.loop import GRANULARITY, Loop
 from fastfwd.worker.privileges import Account, PrivilegeError, drop
 from fastfwd.worker.session import LINGER, Abort, Session
 
+HEARTBEAT: Final = int(Cell.HEARTBEAT)  # an enum's attribute costs 0.1 µs, every turn
+
 PAUSE: Final = 0.25
 """Seconds without accepting after the process or the system ran out of room."""
 
@@ -115,6 +117,7 @@ class Worker:
         self.channel.send({"op": "ready"})
         self.loop.watch(self.channel.fileno(), select.EPOLLIN, self._hear)
         self.loop.end_of_turn.append(self._finish_turn)
+        self.loop.now_and_then.append(self._publish)
         self.loop.run()
         if self.log is not None:
             self.log.close()
@@ -283,7 +286,7 @@ class Worker:
     # -- the loop's callbacks
 
     def _beat(self, now: float) -> None:
-        self.row[Cell.HEARTBEAT] = int(now * 1e9)
+        self.row[HEARTBEAT] = int(now * 1e9)
 
     def _failed(self, handler: Callable[..., object]) -> None:
         """A handler has raised what nobody foresaw: that connection ends, the others go on."""
@@ -301,13 +304,15 @@ class Worker:
     def _finish_turn(self) -> None:
         if self.log is not None:
             self.log.flush()
+        if self._draining and not (self.sessions or self.dials or self._aborts.due):
+            self.loop.running = False
+
+    def _publish(self) -> None:
         row = self.row
-        row[Cell.SESSIONS] = open_now = len(self.sessions) + len(self.dials)
+        row[Cell.SESSIONS] = len(self.sessions) + len(self.dials)
         row[Cell.PIPES_LENT] = self.pool.lent
         row[Cell.PIPES_IDLE] = self.pool.idle
         row[Cell.PIPES_SHORT] = self.pool.short
-        if self._draining and not open_now and not self._aborts.due:
-            self.loop.running = False
 
     def _try_abort(self, abort: Abort) -> None:
         if abort.due(self.loop.now):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 WROTE: Final = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
+READABLE: Final = ~select.EPOLLOUT
 TO_END: Final = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLERR | select.EPOLLHUP
 
 LINGER: Final = 5.0
@@ -145,7 +146,7 @@ class Session:
             up.to_end = True
             if mask & select.EPOLLPRI:
                 up.copy_only = True
-        if up.verdict == DRY and mask & ~select.EPOLLOUT:
+        if up.verdict == DRY and mask & READABLE:
             self.turn(up)
         if mask & WROTE and self.down.verdict == FULL and self.open:
             self.turn(self.down)
@@ -157,7 +158,7 @@ class Session:
             down.to_end = True
             if mask & select.EPOLLPRI:
                 down.copy_only = True
-        if down.verdict == DRY and mask & ~select.EPOLLOUT:
+        if down.verdict == DRY and mask & READABLE:
             self.turn(down)
         if mask & WROTE and self.up.verdict == FULL and self.open:
             self.turn(self.up)
