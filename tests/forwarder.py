@@ -120,7 +120,8 @@ class Forwarder:
     # Configuration
 
     def configure(self, config: str) -> None:
-        """Write the configuration file; a running program sees it at its next reload."""
+        """Put a configuration in place; a running program sees it at its next reload, and one
+        that is reading just now sees the old one whole."""
         text = textwrap.dedent(config)
         directives = {line.split()[0] for line in text.splitlines() if line.split()}
         if text and not text.endswith("\n"):
@@ -129,7 +130,9 @@ class Forwarder:
             text += f"logfile {self.log_path}\n"
         if self.kind == "fastfwd" and self.worker_count is not None and "workers" not in directives:
             text += f"workers {self.worker_count}\n"
-        self.config_path.write_text(text)
+        fresh = self.config_path.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.rename(self.config_path)
 
     # Processes
 

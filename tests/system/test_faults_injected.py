@@ -436,7 +436,7 @@ def test_without_another_pipe_it_copies(crowded: Crowded, call: str, what: str) 
 
         until(happened, what="the failure to be injected")
         finish(client)
-        until(visit.ended.is_set, what="the end of the flow")
+        until(visit.ended.is_set, 30, "the end of the flow")
     assert visit.how == "EOF"
     assert visit.received == sent
     assert crowded.running.worker() == worker

@@ -23,10 +23,10 @@ from tests import processes
 from tests.conftest import StartForwarder, StartServer
 from tests.deadline import until
 from tests.forwarder import Forwarder
+from tests.load import Load, stream_on_every_worker, successor
 from tests.ports import free_port
 from tests.servers import Server, banner, serve_apart
 from tests.sockets import Address, Listener, connect, read_exactly, read_to_end
-from tests.system.test_worker_death import Load, stream_on_every_worker, successor
 
 HOST = "127.0.0.1"
 ENOUGH = 40
@@ -471,20 +471,12 @@ def test_descriptors_after_50_reloads(site: StartSite) -> None:
     until(lambda: descriptors(here.forwarder) == before, what=f"{before}")
 
 
-def configure_at_once(forwarder: Forwarder, config: str) -> None:
-    """Write the configuration beside its place and rename it: a reload under way reads one or the other."""
-    path = forwarder.config_path
-    forwarder.config_path = path.with_suffix(".new")
-    forwarder.configure(config)
-    forwarder.config_path = forwarder.config_path.rename(path)
-
-
 def test_workers_killed_during_reloads_serve_the_last_configuration(site: StartSite) -> None:
     """Every forward answers, on every worker, after 16 workers were killed amid as many reloads."""
     here = site(workers=8)
     ports = [free_port() for _ in range(4)]
     for number, (slot, victim) in enumerate(list(here.forwarder.workers().items()) * 2):
-        configure_at_once(here.forwarder, "".join(map(here.line, ports[: number % 5])) + here.line(here.port))
+        here.forwarder.configure("".join(map(here.line, ports[: number % 5])) + here.line(here.port))
         here.forwarder.hup()
         pid = here.forwarder.worker(slot) if number >= 8 else victim
         os.kill(pid, signal.SIGKILL)
@@ -563,7 +555,7 @@ def test_a_reload_brings_back_what_the_one_before_removed(site: StartSite) -> No
     here = site()
     other = free_port()
     _, waiting = stopped_reload(here, here.line(other), other)
-    configure_at_once(here.forwarder, here.line(here.port))
+    here.forwarder.configure(here.line(here.port))
     here.forwarder.hup()
     os.kill(waiting, signal.SIGCONT)
     here.forwarder.wait_reloaded(2)
