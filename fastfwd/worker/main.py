@@ -237,8 +237,8 @@ class Worker:
                     self.loop.handlers[descriptor] = listener.event
             elif self._draining:
                 self._retire(listener)
-            elif not self._paused.due:
-                self.loop.watch(descriptor, select.EPOLLIN, listener.event)
+            else:
+                self._serve(listener)
         self.channel.send({"op": "serving", "generation": generation})
 
     def _reopen(self, descriptors: list[int] | None) -> None:
@@ -293,7 +293,7 @@ class Worker:
         owner = getattr(handler, "__self__", None)
         log.exception("slot %d: this is a fault in fastfwd; please report it", self.slot)
         if isinstance(owner, Session):
-            owner.stop()
+            owner.fail()
         elif isinstance(owner, Dial):
             owner.end(Outcome.LOCAL_CONNECT_FAILED)
         elif isinstance(owner, Listener):
@@ -325,10 +325,17 @@ class Worker:
         for dial in stranded:
             if dial in self.dials:
                 dial.attempt()
-        if self._paused.due:  # still no room, and these come first
-            return
         for listener in self._listeners.values():
+            self._serve(listener)
+
+    def _serve(self, listener: Listener) -> None:
+        """Accept on `listener`, unless accepting is paused: then all of them resume later."""
+        if self._paused.due:
+            return
+        try:
             self.loop.watch(listener.sock.fileno(), select.EPOLLIN, listener.event)
+        except OSError as error:  # ENOMEM; ENOSPC: fs.epoll.max_user_watches
+            self.pause(error)
 
 
 def _adopt(descriptor: int) -> Socket:

@@ -137,7 +137,7 @@ class Session:
                     loop.epoll.register(self.client_fd, self.client_mask)
             except OSError as error:  # ENOMEM; ENOSPC: fs.epoll.max_user_watches
                 worker.pause(error)
-                self.stop()
+                self.fail()
 
     def client_event(self, mask: int) -> None:
         """The client's socket is ready for what epoll's `mask` says."""
@@ -238,6 +238,13 @@ class Session:
                 abort(pump.sink)
         self.close()
 
+    def fail(self) -> None:
+        """End the session because of our own trouble: both sides are reset, so that neither
+        takes what came so far for everything."""
+        abort(self.client)
+        abort(self.backend)
+        self.close()
+
     def _again(self, pump: Pump) -> None:
         if self.open and pump.verdict == MORE:
             self.turn(pump)
@@ -279,11 +286,7 @@ class Session:
         worker = self.listener.worker
         self._blame(pump.sink)
         if pump.error not in PEER_GONE:
-            # The connection lives, but we cannot serve it (ENOBUFS, ENOMEM): whoever
-            # waits at either end must not take what came so far for everything.
-            abort(pump.source)
-            abort(pump.sink)
-            self.close()
+            self.fail()  # the connection lives, but we cannot serve it (ENOBUFS, ENOMEM)
             return
         other = self._other(pump)
         release(pump, worker.pool)
