@@ -47,6 +47,8 @@ class TimerQueue(Generic[Item]):
         self.seconds = seconds
         self.expired = expired
         self.due: dict[Item, float] = {}
+        self.expiring: Item | None = None
+        """The last item that expired: whose fault it is if its callback raised."""
 
     def add(self, item: Item, now: float) -> None:
         """Have `expired(item)` called `seconds` from `now` (monotonic)."""
@@ -63,18 +65,18 @@ class TimerQueue(Generic[Item]):
             if self.due[item] > now:
                 return
             del self.due[item]
+            self.expiring = item
             self.expired(item)
 
 
 class Loop:
     """One thread, one epoll. `now` is the monotonic time of the current turn in seconds."""
 
-    def __init__(
-        self, beat: Callable[[float], None], failed: Callable[[Callable[..., object]], None]
-    ) -> None:
+    def __init__(self, beat: Callable[[float], None], failed: Callable[[object], None]) -> None:
         """`beat(now)` is called once per turn: the heartbeat the supervisor watches. It
-        comes from the loop itself so that a hung loop looks hung. `failed(callable)` is
-        called in the except clause of whatever a handler raises."""
+        comes from the loop itself so that a hung loop looks hung. `failed(owner)` is
+        called in the except clause of whatever a handler raises, with the object whose
+        method it was, or the item that expired."""
         self.epoll = select.epoll()
         self.handlers: dict[int, Handler] = {}
         self.now = monotonic()
@@ -132,11 +134,14 @@ class Loop:
                     try:
                         handler(mask)
                     except Exception:
-                        self.failed(handler)
+                        self.failed(getattr(handler, "__self__", None))
             if now >= self._next_look:
                 self._next_look = now + GRANULARITY
                 for queue in self._queues:
-                    queue.run(now)
+                    try:
+                        queue.run(now)
+                    except Exception:
+                        self.failed(queue.expiring)
                 for work in self.now_and_then:
                     work()
             if self.again:
@@ -145,7 +150,7 @@ class Loop:
                     try:
                         go_on(argument)
                     except Exception:
-                        self.failed(go_on)
+                        self.failed(getattr(go_on, "__self__", None))
             if self.closing:
                 for closable in self.closing:
                     closable.close()

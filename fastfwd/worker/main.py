@@ -17,7 +17,6 @@ import select
 import signal
 import time
 from _socket import socket as Socket  # noqa: N812
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,6 +103,7 @@ class Worker:
         self._prepared: tuple[int, dict[str, Listener], EventLog | None] | None = None
         self._draining = False
         self._complained = -60.0
+        self._open_before = -1
         self._born = f"{slot:x}-{time.time_ns() // 1_000_000:x}"
 
     def session_id(self, serial: int | None = None) -> str:
@@ -288,9 +288,9 @@ class Worker:
     def _beat(self, now: float) -> None:
         self.row[HEARTBEAT] = int(now * 1e9)
 
-    def _failed(self, handler: Callable[..., object]) -> None:
-        """A handler has raised what nobody foresaw: that connection ends, the others go on."""
-        owner = getattr(handler, "__self__", None)
+    def _failed(self, owner: object) -> None:
+        """A handler of `owner` has raised what nobody foresaw: that connection ends, the
+        others go on."""
         log.exception("slot %d: this is a fault in fastfwd; please report it", self.slot)
         if isinstance(owner, Session):
             owner.fail()
@@ -304,12 +304,14 @@ class Worker:
     def _finish_turn(self) -> None:
         if self.log is not None:
             self.log.flush()
-        if self._draining and not (self.sessions or self.dials or self._aborts.due):
+        open_now = len(self.sessions) + len(self.dials)
+        if open_now != self._open_before:
+            self.row[Cell.SESSIONS] = self._open_before = open_now
+        if self._draining and not (open_now or self._aborts.due):
             self.loop.running = False
 
     def _publish(self) -> None:
         row = self.row
-        row[Cell.SESSIONS] = len(self.sessions) + len(self.dials)
         row[Cell.PIPES_LENT] = self.pool.lent
         row[Cell.PIPES_IDLE] = self.pool.idle
         row[Cell.PIPES_SHORT] = self.pool.short

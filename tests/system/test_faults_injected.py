@@ -255,9 +255,8 @@ def flow(forwarder: StartForwarder, data: bytes) -> Iterator[tuple[Forwarder, Fl
         client = stack.enter_context(connect(("127.0.0.1", port)))
         connection = stack.enter_context(behind.accept())
         stack.enter_context(Sending(client, data))
-        stalled = Flow(running.worker(), connection)
-        yield running, stalled
-        connection.close()
+        stack.callback(connection.close)  # whatever happens, the sender ends
+        yield running, Flow(running.worker(), connection)
 
 
 @pytest.mark.parametrize(

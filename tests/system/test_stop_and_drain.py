@@ -86,7 +86,9 @@ def test_bytes_held_at_a_stop_are_not_missed_in_silence(route: StartRoute) -> No
     with here.pair() as pair:
         pair.client.setblocking(False)
         sent = 0
-        while select.select([], [pair.client], [], 0.1)[1]:  # until the whole way is full
+        room = select.poll()
+        room.register(pair.client, select.POLLOUT)
+        while room.poll(100):  # until the whole way is full
             assert sent < len(data)
             sent += pair.client.send(data[sent : sent + MIB])
         assert here.forwarder.stop() == 0
@@ -151,7 +153,7 @@ def test_a_drain_ends_with_the_last_session(route: StartRoute) -> None:
         here.greet(one)
         here.greet(two)
         here.forwarder.send(signal.SIGUSR1)
-        here.forwarder.wait_said("draining: no new connections, 2 sessions to finish")
+        here.forwarder.wait_said("draining: no new connections")
         one.client.close()
         assert read_to_end(one.backend).how == "EOF"
         one.backend.close()

@@ -6,7 +6,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ from fastfwd.worker.loop import BEAT, GRANULARITY, Handler, Loop, TimerQueue
 # Timers.
 
 
-def unexpected(handler: Callable[..., object]) -> None:
+def unexpected(owner: object) -> None:
     """What the loops here do with a handler that raises: let it through."""
     raise  # noqa: PLE0704  # called in the loop's except clause
 
@@ -314,15 +314,29 @@ def test_a_closed_descriptor_of_a_batch_costs_nothing(loop: Loop, pipe: tuple[in
     turn(loop)
 
 
-def test_a_handler_that_raises_stops_nobody(loop: Loop, pipe: tuple[int, int]) -> None:
-    """What a handler raises is reported with the handler, and the turn goes on."""
-    failed: list[Callable[..., object]] = []
-    loop.failed = failed.append
+class Broken:
+    """Something whose handler raises."""
 
-    def broken(mask: int) -> None:
+    def event(self, argument: object) -> None:
+        """Raise."""
         raise RuntimeError
 
-    loop.watch(pipe[0], select.EPOLLIN, broken)
+
+def test_a_handler_that_raises_stops_nobody(loop: Loop, pipe: tuple[int, int]) -> None:
+    """What a handler raises is reported with the object it belongs to, and the turn goes on."""
+    failed: list[object] = []
+    loop.failed = failed.append
+    broken = Broken()
+    loop.watch(pipe[0], select.EPOLLIN, broken.event)
     os.write(pipe[1], b"x")
     turn(loop)
     assert failed == [broken]
+
+
+def test_a_timer_that_raises_stops_nobody(loop: Loop) -> None:
+    """What an expiry raises is reported with the item, and the turn goes on."""
+    failed: list[object] = []
+    loop.failed = failed.append
+    loop.timer(0.0, Broken().event).add("item", 0.0)
+    turn(loop)
+    assert failed == ["item"]
