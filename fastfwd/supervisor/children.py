@@ -50,7 +50,7 @@ class Child:
 
 
 @dataclass(slots=True)
-class _Place:
+class _Slot:
     failures: int = 0
     due: float | None = None
 
@@ -64,7 +64,7 @@ class Children:
     abandon: Callable[[], None]
     row: Callable[[int], memoryview]
     living: dict[int, Child] = field(default_factory=dict)
-    _places: dict[int, _Place] = field(default_factory=dict)
+    _slots: dict[int, _Slot] = field(default_factory=dict)
 
     @property
     def workers(self) -> list[Child]:
@@ -74,7 +74,7 @@ class Children:
     def fork(self, slot: int, now: float) -> Child:
         """Fork the child of `slot`. Raises OSError (EMFILE, EAGAIN, ENOMEM), and is due again
         a little later then."""
-        self._places.setdefault(slot, _Place()).due = now + FORK_AGAIN
+        self._slots.setdefault(slot, _Slot()).due = now + FORK_AGAIN
         ours, theirs = pair()
         # A signal between fork and the child's own handlers would be noted in the
         # parent's pipe; it waits until the child has none of the parent's any more.
@@ -91,7 +91,7 @@ class Children:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         child = Child(pid, slot, ours, now)
         self.living[slot] = child
-        self._places[slot].due = None
+        self._slots[slot].due = None
         return child
 
     def reap(self, now: float) -> list[tuple[Child, str, int]]:
@@ -111,27 +111,23 @@ class Children:
             del self.living[child.slot]
             code = os.waitstatus_to_exitcode(status)
             words = f"killed by signal {-code}" if code < 0 else f"exited with status {code}"
-            place = self._places[child.slot]
-            place.failures, delay = after_death(place.failures, now - child.born)
-            place.due = now + delay
+            entry = self._slots[child.slot]
+            entry.failures, delay = after_death(entry.failures, now - child.born)
+            entry.due = now + delay
             dead.append((child, words, code))
         return dead
 
     def due(self, now: float) -> list[int]:
         """Slots whose next child is to be forked now."""
-        return [slot for slot, place in self._places.items() if place.due is not None and place.due <= now]
+        return [slot for slot, entry in self._slots.items() if entry.due is not None and entry.due <= now]
 
     def next_due(self) -> float | None:
         """When the next child is to be forked, in monotonic seconds."""
-        return min((place.due for place in self._places.values() if place.due is not None), default=None)
+        return min((entry.due for entry in self._slots.values() if entry.due is not None), default=None)
 
     def forget(self, slot: int) -> None:
         """No child for `slot` any more."""
-        self._places.pop(slot, None)
-
-    def failures(self, slot: int) -> int:
-        """Deaths in a row of `slot`'s children, each soon after its birth."""
-        return self._places[slot].failures if slot in self._places else 0
+        self._slots.pop(slot, None)
 
     def kill(self, child: Child) -> None:
         """SIGKILL, which a stopped process gets too."""

@@ -244,9 +244,7 @@ class Supervisor:
         """One message of a child. Anything unexpected is ignored, but said."""
         operation = message.get("op")
         try:
-            if operation == "ready":
-                pass
-            elif operation == "prepared":
+            if operation == "prepared":
                 self._prepared(child, int(message["generation"]), message["error"])
             elif operation == "serving":
                 self._serving(child, int(message["generation"]))

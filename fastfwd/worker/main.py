@@ -114,7 +114,6 @@ class Worker:
 
     def run(self) -> None:
         """Serve until told to stop, or until drained."""
-        self.channel.send({"op": "ready"})
         self.loop.watch(self.channel.fileno(), select.EPOLLIN, self._hear)
         self.loop.end_of_turn.append(self._finish_turn)
         self.loop.now_and_then.append(self._publish)
@@ -228,7 +227,7 @@ class Worker:
         kept = {listener.sock for listener in self._listeners.values()}
         for listener in old.values():
             if listener.sock not in kept:
-                self._retire(listener)
+                self._empty_and_close(listener)
         known = {listener.sock for listener in old.values()}
         for listener in self._listeners.values():
             descriptor = listener.sock.fileno()
@@ -236,7 +235,7 @@ class Worker:
                 if descriptor in self.loop.handlers:  # it is not while accepting is paused
                     self.loop.handlers[descriptor] = listener.event
             elif self._draining:
-                self._retire(listener)
+                self._empty_and_close(listener)
             else:
                 self._serve(listener)
         self.channel.send({"op": "serving", "generation": generation})
@@ -259,7 +258,7 @@ class Worker:
         if event_log is not None:
             event_log.close()
 
-    def _retire(self, listener: Listener) -> None:
+    def _empty_and_close(self, listener: Listener) -> None:
         self.loop.forget(listener.sock.fileno())
         listener.empty()
         listener.sock.close()
@@ -269,7 +268,7 @@ class Worker:
         self._draining = True
         listeners, self._listeners = self._listeners, {}
         for listener in listeners.values():
-            self._retire(listener)
+            self._empty_and_close(listener)
 
     def stop(self) -> None:
         """End every session now, with its log line."""
