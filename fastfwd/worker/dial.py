@@ -48,9 +48,9 @@ ESTABLISHED_THEN_RESET: Final = frozenset({0, errno.ECONNRESET, errno.EPIPE})
 class Target:
     """Where a forward's sessions go: numeric addresses, changed when a name's do.
 
-    `source` is the local address to dial from; `source_wanted` with no address says
-    that the configuration names one that could not be resolved: then nothing is
-    dialled, since going out from another address would be a security hole.
+    `sources` are the local addresses to dial from. A `source_host` without any says that
+    the configuration names one that could not be resolved: then nothing is dialled,
+    since going out from another address would be a security hole.
     """
 
     def __init__(self, host: str, port: int, source_host: str | None) -> None:

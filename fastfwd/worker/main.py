@@ -27,14 +27,14 @@ from fastfwd.observe.scoreboard import Cell
 from fastfwd.relay.copying import discarder
 from fastfwd.relay.pipes import PipePool
 from fastfwd.relay.splicing import movers
-from fastfwd.worker.accept import STREAM, Listener
+from fastfwd.worker.accept import Listener
 from fastfwd.worker.access import compile_rules
-from fastfwd.worker.dial import CONNECT_TIMEOUT, PATIENCE, Dial, Target
+from fastfwd.worker.dial import CONNECT_TIMEOUT, PATIENCE, STREAM, Dial, Target
 from fastfwd.worker.loop import GRANULARITY, Loop
 from fastfwd.worker.privileges import Account, PrivilegeError, drop
 from fastfwd.worker.session import LINGER, Abort, Session
 
-HEARTBEAT: Final = int(Cell.HEARTBEAT)  # an enum's attribute costs 0.1 µs, every turn
+HEARTBEAT: Final = int(Cell.HEARTBEAT)  # an enum's attribute costs 0.05 µs more, every turn
 
 PAUSE: Final = 0.25
 """Seconds without accepting after the process or the system ran out of room."""
@@ -213,7 +213,7 @@ class Worker:
         # Only a target among the kernel's own source ports can be dialled by itself.
         target.self_connect = target.port in table.ephemeral
         judge = compile_rules((table.rules, forward.rules))
-        return Listener(self, entry.key, forward, sock, judge, target)
+        return Listener(self, forward, sock, judge, target)
 
     def _commit(self) -> None:
         if self._prepared is None:
@@ -294,7 +294,11 @@ class Worker:
         if isinstance(owner, Session):
             owner.fail()
         elif isinstance(owner, Dial):
-            owner.end(Outcome.LOCAL_CONNECT_FAILED)
+            begun = [session for session in self.sessions if session.origin is owner]
+            if begun:
+                begun[0].fail()
+            else:
+                owner.end(Outcome.LOCAL_CONNECT_FAILED)
         elif isinstance(owner, Listener):
             self.pause(OSError(errno.EPROTO, "a fault"))  # do not repeat it a thousand times a second
         else:
@@ -310,6 +314,7 @@ class Worker:
             self.loop.running = False
 
     def _publish(self) -> None:
+        self.channel.flush()  # what a busy supervisor had no room for
         row = self.row
         row[Cell.PIPES_LENT] = self.pool.lent
         row[Cell.PIPES_IDLE] = self.pool.idle
