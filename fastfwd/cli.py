@@ -1,7 +1,7 @@
 """The command line: flags, then check or run. The only place that exits.
 
 The flags are rinetd's (`-c`, `-f`, `-h`, `-v`), so that its init scripts work, plus
-`-t` and `--lenient`.
+`-t`, `--status` and `--lenient`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ DEFAULT_FILE = "/etc/rinetd.conf"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `fastfwd`. Exit status: 0 stopped or valid, 1 the configuration or the
-    start failed, 2 wrong usage."""
+    """Entry point of `fastfwd`. Exit status: 0 stopped, valid or shown, 1 the configuration
+    or the start failed or no status was to be had, 2 wrong usage."""
     options = _parser().parse_args(arguments)
     file = os.path.abspath(options.conf_file)
     try:
         if options.test:
             sys.exit(_test(file, lenient=options.lenient))
+        if options.status:
+            sys.exit(_status(file))
         from fastfwd.supervisor.main import Options, run
 
         sys.exit(run(Options(file, os.getcwd(), foreground=options.foreground, lenient=options.lenient)))
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         help="do not go to the background; messages to standard error",
     )
     add("-t", "--test", action="store_true", help="check the configuration and exit")
+    add("--status", action="store_true", help="show what the running program does, and exit")
     add(
         "--lenient",
         action="store_true",
@@ -96,3 +99,25 @@ def _test(file: str, *, lenient: bool) -> int:
         print(f"fastfwd: {warning}", file=sys.stderr)
     print(f"fastfwd: {file} is valid: {counted(len(config.forwards), 'forward')}", file=sys.stderr)
     return 0
+
+
+def _status(file: str) -> int:
+    """Show what the program that runs with `file` does."""
+    from fastfwd.config.load import metrics_address
+    from fastfwd.observe.terminal import fetch, text
+
+    address = metrics_address(file)
+    if address is None:
+        complaint = f"{file} has no line 'metrics ADDRESS:PORT': there is nobody to ask"
+    elif address.path is None and address.port == 0:
+        complaint = f"{file} leaves the metrics port to the kernel: the program has said which at its start"
+    else:
+        try:
+            print(text(fetch(address)), end="")
+            return 0
+        except OSError as error:
+            complaint = f"nobody answers on {address}: {error.strerror or error}"
+        except ValueError as error:
+            complaint = f"{address} is not ours: {error}"
+    print(f"fastfwd: {complaint}", file=sys.stderr)
+    return 1

@@ -139,12 +139,27 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsAddress:
+    """Where the exporter listens: a numeric `host` and a `port` (0: any free one), or the
+    `path` of a Unix socket, then without the others."""
+
+    host: str = ""
+    port: int = 0
+    path: str | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, valid by itself (what the host says of it comes later).
 
     `workers` None means one per usable processor; `user` and `group` None mean the
-    default account; `logfile` None means no connection log; `warnings` are for the
-    operator and stop nothing.
+    default account; `logfile` None means no connection log, `metrics` None no exporter;
+    `warnings` are for the operator and stop nothing.
     """
 
     file: str
@@ -157,6 +172,7 @@ class Config:
     workers: int | None = None
     user: str | None = None
     group: str | None = None
+    metrics: MetricsAddress | None = None
     origins: dict[str, Origin] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
 

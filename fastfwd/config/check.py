@@ -36,6 +36,7 @@ def check(config: Config, *, addresses: Addresses, is_local: IsLocal) -> list[Pr
     problems = [
         *_not_yet(config),
         *_conflicts(config, addresses),
+        *_metrics(config, addresses),
         *_sources(config, addresses),
         *_loops(config, addresses, is_local),
     ]
@@ -89,6 +90,26 @@ def _conflicts(config: Config, addresses: Addresses) -> Iterator[Problem]:
                 f"{other.origin.line}",
             )
         others.setdefault(key, forward)
+
+
+def _metrics(config: Config, addresses: Addresses) -> Iterator[Problem]:
+    """The exporter's port must not be a forward's."""
+    metrics = config.metrics
+    if metrics is None or metrics.path is not None or metrics.port == 0:
+        return
+    address = numeric(metrics.host)
+    assert address is not None  # parse sees to it
+    for forward in config.forwards:
+        if forward.listen.protocol is not Protocol.TCP or forward.listen.port != metrics.port:
+            continue
+        listening = _listening(forward, addresses)
+        other, how = _clash(_unmapped(address), {listening: forward} if listening else {})
+        if other is not None:
+            yield Problem(
+                config.origin("metrics"),
+                f"expected a metrics port of its own, found '{metrics}', {how} '{forward.listen}' of line "
+                f"{forward.origin.line}",
+            )
 
 
 def _clash(key: Address | str, others: Mapping[Address | str, Forward]) -> tuple[Forward | None, str]:

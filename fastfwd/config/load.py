@@ -17,7 +17,7 @@ from fastfwd.config.check import check
 from fastfwd.config.parse import GuardProblem, parse
 from fastfwd.config.resolve import is_local
 from fastfwd.config.wording import expected
-from fastfwd.model import Config, ConfigError, Origin, Problem
+from fastfwd.model import Config, ConfigError, MetricsAddress, Origin, Problem
 
 LARGEST = 64 * 2**20  # bytes: ends the reading of an endless device such as /dev/zero
 
@@ -34,8 +34,8 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
             directory. A daemon has left the one it was started in.
 
     Returns:
-        The configuration, with absolute `logfile` and `pidfile`. Names are not resolved, so
-        `check` has judged only what needs no resolving.
+        The configuration, with absolute `logfile`, `pidfile` and path of `metrics`. Names are not
+        resolved, so `check` has judged only what needs no resolving.
 
     Raises:
         ConfigError: with every problem in file order.
@@ -51,6 +51,8 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
         skipped += conflicts
         bad = {problem.origin for problem in conflicts}
         config = replace(config, forwards=tuple(each for each in config.forwards if each.origin not in bad))
+        if config.origin("metrics") in bad:
+            config = replace(config, metrics=None)
         conflicts = check(config, addresses={}, is_local=is_local)
     if fatal:
         raise ConfigError(sorted(fatal, key=lambda problem: problem.origin.line))
@@ -59,12 +61,24 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
         config,
         logfile=config.logfile and _absolute(config.logfile, directory),
         pidfile=config.pidfile and _absolute(config.pidfile, directory),
+        metrics=config.metrics and _absolute_metrics(config.metrics, directory),
         warnings=tuple(sorted([*config.warnings, *warnings], key=lambda problem: problem.origin.line)),
     )
 
 
+def metrics_address(path: str) -> MetricsAddress | None:
+    """Where the exporter of a running program listens, as its file says, which may have errors
+    elsewhere by now. Raises ConfigError when it cannot be read."""
+    metrics = parse(_read(path), path)[0].metrics
+    return metrics and _absolute_metrics(metrics, None)
+
+
 def _absolute(name: str, directory: str | None) -> str:
     return os.path.join(directory, name) if directory is not None else os.path.abspath(name)
+
+
+def _absolute_metrics(metrics: MetricsAddress, directory: str | None) -> MetricsAddress:
+    return metrics if metrics.path is None else MetricsAddress(path=_absolute(metrics.path, directory))
 
 
 def _read(path: str) -> bytes:

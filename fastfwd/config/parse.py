@@ -12,6 +12,7 @@ fields, so that a host may be called `user`.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -19,10 +20,12 @@ from dataclasses import dataclass, replace
 
 from fastfwd.config.forward import Service, parse_forward
 from fastfwd.config.pattern import is_pattern, never_matches, normalise
+from fastfwd.config.resolve import numeric
 from fastfwd.config.wording import expected, quote
-from fastfwd.model import AccessRule, Config, Forward, LogFormat, Origin, Problem
+from fastfwd.model import AccessRule, Config, Forward, LogFormat, MetricsAddress, Origin, Problem
 
 MOST_WORKERS = 1024
+LONGEST_PATH = 107  # bytes of sun_path without its NUL, unix(7)
 
 _BLANKS = " \t"
 _FIRST_WORD = re.compile(r"[^ \t#]*")
@@ -55,7 +58,7 @@ def parse(data: bytes, file: str, *, service: Service = socket.getservbyname) ->
         The configuration made of the good lines, and every error in file order. Access
         rules that follow a bad forward line belong to it and fall with it. The
         configuration's `origins` are keyed by directive (`logfile`, `pidlogfile`,
-        `workers`, `user`, `group`, `logduration`; `logformat` stands for `logcommon` too).
+        `workers`, `user`, `group`, `metrics`, `logduration`; `logformat` stands for `logcommon` too).
         Access patterns are in `pattern.normalise`'s spelling.
     """
     reader = _Reader(file, service)
@@ -97,6 +100,7 @@ class _Reader:
             "workers": self.workers,
             "user": self.user,
             "group": self.group,
+            "metrics": self.metrics,
         }
 
     def config(self) -> Config:
@@ -234,6 +238,39 @@ class _Reader:
         if name is not None:
             self.set("group")
             self.settings = replace(self.settings, group=name)
+
+    def metrics(self, rest: str) -> None:
+        what = "'ADDRESS:PORT' or 'unix:/path'"
+        if not rest.strip(_BLANKS).startswith("unix:"):
+            word = self.argument(rest, what, self.wrong)
+            address = None if word is None else self.metrics_address(word, what)
+        else:
+            path = self.file_name(rest.replace("unix:", "", 1))
+            address = None if path is None else self.metrics_path(path)
+        if address is not None:
+            self.set("metrics")
+            self.settings = replace(self.settings, metrics=address)
+
+    def metrics_address(self, word: str, what: str) -> MetricsAddress | None:
+        host, colon, port = word.rpartition(":")
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if not colon or not port.isascii() or not port.isdigit():
+            self.wrong(expected(what, word))
+        elif (":" in bare) != (bare != host):
+            self.wrong(expected(f"{what} with an IPv6 address, and nothing else, in square brackets", word))
+        elif (address := numeric(bare)) is None:
+            self.wrong(expected(f"{what} with a numeric address (every one is '0.0.0.0' or '[::]')", word))
+        elif len(port.lstrip("0")) > 5 or int(port) > 65535:
+            self.wrong(expected("a port from 0 to 65535", port))
+        else:
+            return MetricsAddress(address.text, int(port))
+        return None
+
+    def metrics_path(self, path: str) -> MetricsAddress | None:
+        if len(os.fsencode(path)) > LONGEST_PATH:
+            self.wrong(expected(f"a path of at most {LONGEST_PATH} bytes (unix(7))", path))
+            return None
+        return MetricsAddress(path=path)
 
     def format(self, logformat: LogFormat) -> None:
         before = self.origins.get("logformat")

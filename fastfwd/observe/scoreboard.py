@@ -1,56 +1,243 @@
 """Cells shared by all processes: one anonymous mapping, made before the first fork.
 
-A row per slot, unsigned 64-bit cells, a single writer per row, no locks: an aligned
-8-byte store is atomic on every Linux machine Python runs on. Rows belong to slots,
-not to processes, so nothing falls when a worker dies. Workers write, the supervisor
-reads; it must never be a place to keep anything else.
+Rows of unsigned 64-bit cells: one of the supervisor's, two per slot, one per (slot,
+forward). Every cell has a single writer, so there are no locks: an aligned 8-byte
+store is atomic on every Linux machine Python runs on. Rows belong to slots and to
+forwards' labels (observe/rows), not to processes and not to one configuration, so
+nothing falls when a worker dies or a reload takes a forward away.
+
+Workers and the supervisor write, the exporter reads. It must never be a place to keep
+anything else. Times are nanoseconds, of CLOCK_MONOTONIC where they are compared, since
+the epoch where they are shown.
 """
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import mmap
+import os
+from bisect import bisect_left
+from collections.abc import Iterable
 from typing import Final
+
+CELL: Final = 8
+LINE: Final = 8
+"""Cells per cache line: what different processes write lies on different lines."""
+
+
+class Histogram:
+    """Where a histogram of seconds lies in a row: a cell per upper bound and one for
+    everything above the last, not cumulative; then the sum in microseconds."""
+
+    __slots__ = ("bounds", "first", "sum")
+
+    def __init__(self, first: int, bounds: tuple[float, ...]) -> None:
+        """Cells from `first` on, upper `bounds` in seconds, rising."""
+        self.first = int(first)  # adding to an enum's member costs three times as much
+        self.bounds = bounds
+        self.sum = self.first + len(bounds) + 1
+
+    def observe(self, row: memoryview, seconds: float) -> None:
+        """Count `seconds` in `row`."""
+        row[self.first + bisect_left(self.bounds, seconds)] += 1
+        row[self.sum] += int(seconds * 1e6)
+
+
+class SupervisorCell(enum.IntEnum):
+    """The supervisor's own row."""
+
+    HEARTBEAT = 0
+    """Monotonic time of its last tick."""
+    STARTED = 1
+    STATE = 2
+    """A State."""
+    RELOADS = 3
+    RELOAD_FAILURES = 4
+    RELOAD_OK = 5
+    """1 if the last load or reload was applied."""
+    RELOADED = 6
+    """When one was applied last."""
+    LOOKUPS = 7
+    LOOKUP_FAILURES = 8
+
+
+class State(enum.IntEnum):
+    """What the whole program is doing."""
+
+    STARTING = 0
+    SERVING = 1
+    DRAINING = 2
 
 
 class Cell(enum.IntEnum):
-    """Position of a figure in a slot's row."""
+    """The row of a slot that its worker writes."""
 
     HEARTBEAT = 0
-    """Monotonic time of the loop's last turn, in nanoseconds."""
+    """Monotonic time of the loop's last turn."""
     SESSIONS = 1
     """Sessions and dials open now."""
     LOG_LINES = 2
     LOG_DROPPED = 3
     """Connection-log lines written, and lost because the log would not take them."""
-    ACCEPT_ERRORS = 4
-    PIPES_LENT = 5
-    PIPES_IDLE = 6
-    PIPES_SHORT = 7
+    ACCEPT_EMFILE = 4
+    ACCEPT_ENFILE = 5
+    ACCEPT_ENOBUFS = 6
+    ACCEPT_ABORTED = 7
+    ACCEPT_OTHER = 8
+    """Failed accept(2)s by reason."""
+    ACCEPT_PAUSED = 9
+    """Nanoseconds without accepting because there was no room."""
+    PIPES_LENT = 10
+    PIPES_IDLE = 11
+    PIPES_SHORT = 12
+    COPIED = 13
+    SPLICED = 14
+    """Bytes moved by either way, both directions."""
+    LAG = 16
+    """Histogram: see LAG below."""
 
 
-CELL: Final = 8
-ROW: Final = 128
-"""Bytes per row: two cache lines, so that two workers never write to the same one."""
+class WatchCell(enum.IntEnum):
+    """The row of a slot that the supervisor writes: what it sees of the workers there."""
+
+    PID = 0
+    """0: there is none."""
+    BORN = 1
+    SERVING = 2
+    EXITED = 3
+    SIGNALLED = 4
+    UNRESPONSIVE = 5
+    """Unplanned ends by reason; the last was ended by the watchdog."""
+    CPU_USER = 6
+    CPU_SYSTEM = 7
+    """Microseconds that the slot's dead workers have used."""
+
+
+class ForwardCell(enum.IntEnum):
+    """The row of a forward in a slot. The slot's worker writes it, up to QUEUE_LENGTH, from
+    where on it is the supervisor's."""
+
+    CLOSED_LOCAL = 0
+    CLOSED_REMOTE = 1
+    CLOSED_SOCKET = 2
+    CLOSED_BIND = 3
+    CLOSED_CONNECT = 4
+    CLOSED_DIED = 5
+    """Written by the supervisor, when the slot has no worker: see Scoreboard.settle."""
+    ACCEPTED = 6
+    """Connections let in: one cell of CLOSED_* counts the end of each. Whoever reads the row
+    in order reads it after them: one that begins and ends in between does no harm."""
+    OPENED = 7
+    """Those for which a first dial was begun."""
+    RECEIVED = 8
+    SENT = 9
+    """Bytes from clients, to clients."""
+    NOT_ALLOWED = 10
+    DENIED = 11
+    CONNECTS = 12
+    """Dials, one per address tried."""
+    REFUSED = 13
+    TIMEOUT = 14
+    UNREACHABLE = 15
+    RESET = 16
+    RESOLVE = 17
+    LOCAL = 18
+    """Dials that failed, by reason."""
+    DURATION = 19
+    CONNECT_TIME = 30
+    """Histograms: see DURATION and CONNECT_TIME below."""
+    QUEUE_LENGTH = 48
+    QUEUE_LIMIT = 49
+    """The listener's accept queue."""
+    RESOLVED = 50
+    """When the target's name was last looked up with success; in slot 0's row."""
+
+
+LAG: Final = Histogram(Cell.LAG, (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5))
+DURATION: Final = Histogram(ForwardCell.DURATION, (0.01, 0.1, 1, 10, 60, 300, 1800, 7200, 43200))
+CONNECT_TIME: Final = Histogram(
+    ForwardCell.CONNECT_TIME, (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+)
+
+SUPERVISOR_ROW: Final = 2 * LINE
+SLOT_ROW: Final = 4 * LINE
+WATCH_ROW: Final = LINE
+FORWARD_ROW: Final = 7 * LINE
+"""Cells per row of each kind."""
+
+CLOSED: Final = range(ForwardCell.CLOSED_LOCAL, ForwardCell.CLOSED_DIED + 1)
+
+PROT_READ: Final = 1  # sys/mman.h
 
 
 class Scoreboard:
-    """`slots` rows of cells, all 0 at first."""
+    """All cells, 0 at first."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, forwards: int) -> None:
+        """Room for `slots` slots and `forwards` forwards. Only what is used becomes memory."""
         self.slots = slots
-        self._map = mmap.mmap(-1, slots * ROW)
+        self.forwards = forwards
+        self._watch = SUPERVISOR_ROW
+        self._slot = self._watch + slots * WATCH_ROW
+        self._forward = self._slot + slots * SLOT_ROW
+        cells = self._forward + forwards * slots * FORWARD_ROW
+        self._map = mmap.mmap(-1, cells * CELL)
         self._cells = memoryview(self._map).cast("Q")
+        self.supervisor = self._cells[:SUPERVISOR_ROW]
+        """Indexed by SupervisorCell, like every row by its enum."""
 
     def row(self, slot: int) -> memoryview:
-        """The slot's row as a writable view of unsigned 64-bit cells, indexed by Cell."""
-        start = slot * (ROW // CELL)
-        return self._cells[start : start + ROW // CELL]
+        """The row that the slot's worker writes, indexed by Cell."""
+        start = self._slot + slot * SLOT_ROW
+        return self._cells[start : start + SLOT_ROW]
+
+    def watch(self, slot: int) -> memoryview:
+        """What the supervisor writes about the slot, indexed by WatchCell."""
+        start = self._watch + slot * WATCH_ROW
+        return self._cells[start : start + WATCH_ROW]
+
+    def forward(self, number: int, slot: int) -> memoryview:
+        """The row of the forward with that `number` (observe/rows), indexed by ForwardCell."""
+        start = self._forward + (number * self.slots + slot) * FORWARD_ROW
+        return self._cells[start : start + FORWARD_ROW]
 
     def read(self, slot: int, cell: Cell) -> int:
-        """The present value of one cell."""
-        return int(self._cells[slot * (ROW // CELL) + cell])
+        """The present value of one cell of a slot's row."""
+        return int(self._cells[self._slot + slot * SLOT_ROW + cell])
 
     def total(self, cell: Cell) -> int:
         """The sum of a cell over all slots."""
         return sum(self.read(slot, cell) for slot in range(self.slots))
+
+    def active(self, number: int) -> int:
+        """Connections of a forward that have been let in and have not ended."""
+        return sum(active(self.forward(number, slot)) for slot in range(self.slots))
+
+    def settle(self, slot: int, numbers: Iterable[int]) -> None:
+        """The slot's worker is dead: its connections, those of forwards `numbers`, have ended
+        with it, and what it had is gone."""
+        for number in numbers:
+            row = self.forward(number, slot)
+            row[ForwardCell.CLOSED_DIED] += active(row)
+        row = self.row(slot)
+        for cell in (Cell.SESSIONS, Cell.PIPES_LENT, Cell.PIPES_IDLE):
+            row[cell] = 0
+
+    def clear(self, number: int) -> None:
+        """Make the row of a forward that is gone one for another."""
+        for slot in range(self.slots):
+            self.forward(number, slot)[:] = memoryview(bytes(FORWARD_ROW * CELL)).cast("Q")
+
+    def protect(self) -> None:
+        """Make it read-only in this process: a store is a SIGSEGV from now on. Raises OSError."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(len(self._map)), PROT_READ) != 0:
+            raise OSError(ctypes.get_errno(), f"mprotect: {os.strerror(ctypes.get_errno())}")
+
+
+def active(row: memoryview) -> int:
+    """The connections of a forward's row that have not ended."""
+    closed = sum(row[CLOSED.start : CLOSED.stop])
+    return int(row[ForwardCell.ACCEPTED]) - closed

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastfwd.relay import choose
-from fastfwd.relay.pump import DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Mover, Pump
+from fastfwd.relay.pump import DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Mover, Pump, Tally
 
 
-def copier(promote: Callable[[Pump], bool]) -> Mover:
+def copier(promote: Callable[[Pump], bool], tally: Tally) -> Mover:
     """A copying mover with a buffer of its own, `choose.BUFFER` bytes, for all pumps of
     a worker. `promote(pump)` is asked after every full read past the threshold and
-    answers whether it has put another mover in place.
+    answers whether it has put another mover in place. What is taken is counted in `tally`.
 
     A closure: one function for every pump, and the buffer in nobody else's reach.
     """
@@ -45,6 +45,7 @@ def copier(promote: Callable[[Pump], bool]) -> Mover:
                 pump.ending = SOURCE_BROKE if pump.error else END
                 return pump.ending
             pump.taken += n
+            tally.copied += n
             try:
                 sent = send(view[:n])
             except BlockingIOError:

@@ -36,6 +36,16 @@ BUDGET = 1 << 20
 the bench's cost of bulk, so a bulk flow adds no more than that to a small request's wait."""
 
 
+class Tally:
+    """Bytes that the movers of a worker have taken, by path; only for whoever looks."""
+
+    __slots__ = ("copied", "spliced")
+
+    def __init__(self) -> None:
+        self.copied = 0
+        self.spliced = 0
+
+
 class Pump:
     """State of one direction. Plain attributes, no methods on the way of a byte: a
     session makes two of these per connection and the movers touch them per event."""

@@ -15,7 +15,7 @@ from typing import Final
 from fastfwd.relay import choose
 from fastfwd.relay.copying import copier
 from fastfwd.relay.pipes import PipePool
-from fastfwd.relay.pump import DRY, FULL, MORE, SINK_BROKE, Mover, Pump
+from fastfwd.relay.pump import DRY, FULL, MORE, SINK_BROKE, Mover, Pump, Tally
 
 CHUNK: Final = 1 << 20
 FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -25,9 +25,9 @@ CANNOT_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno
 stream itself, so it is copied instead."""
 
 
-def movers(pool: PipePool) -> tuple[Mover, Mover]:
+def movers(pool: PipePool, tally: Tally) -> tuple[Mover, Mover]:
     """The (copying, splicing) pair of a worker. A pump begins with the first; they put
-    each other in its place. Pipes come from `pool`."""
+    each other in its place. Pipes come from `pool`; bytes are counted in `tally`."""
 
     def promote(pump: Pump) -> bool:
         if pump.copy_only or (pipe := pool.lend()) is None:
@@ -38,7 +38,7 @@ def movers(pool: PipePool) -> tuple[Mover, Mover]:
         pump.move = splice
         return True
 
-    copy = copier(promote)
+    copy = copier(promote, tally)
 
     def splice(pump: Pump, budget: int) -> int:
         pipe = pump.pipe
@@ -74,6 +74,7 @@ def movers(pool: PipePool) -> tuple[Mover, Mover]:
                     # mark reads as nothing too (measured). recv knows.
                     dry = pump.copy_only = not n
                     pump.taken += n
+                    tally.spliced += n
                     piped += n
             if dry and not piped:
                 break

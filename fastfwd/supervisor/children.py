@@ -11,16 +11,21 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 from fastfwd import resolver
 from fastfwd.channel import Channel, ChannelError, ChannelHandler, Message, pair
+from fastfwd.observe.scoreboard import Scoreboard
 from fastfwd.supervisor.restart import after_death
 from fastfwd.worker import main as worker
-from fastfwd.worker.privileges import Account
+from fastfwd.worker.privileges import Account, drop
 
 RESOLVER: Final = -1
-"""The resolver's place among the slots."""
+EXPORTER: Final = -2
+"""Their places among the slots."""
+
+TITLES: Final = {RESOLVER: "resolver", EXPORTER: "exporter"}
 
 FORK_AGAIN: Final = 1.0
 """Seconds until a fork that the system refused is tried again."""
@@ -30,23 +35,43 @@ log = logging.getLogger("fastfwd")
 
 @dataclass(eq=False, slots=True)
 class Child:
-    """A living child. `slot` is RESOLVER or a worker's; `born` is monotonic seconds;
-    `serving` that a worker has committed its first table; `keys` names the listeners it
-    has; `beat` and `missed` are the watchdog's."""
+    """A living child. `slot` is RESOLVER, EXPORTER or a worker's; `born` is monotonic seconds;
+    `open_files` its /proc/PID/fd, opened while that was allowed, or None; `serving` that a
+    worker has committed its first table; `keys` names the listeners it has; `beat`,
+    `missed` and `unresponsive` are the watchdog's."""
 
     pid: int
     slot: int
     channel: Channel
     born: float
+    open_files: int | None = None
     serving: bool = False
     keys: frozenset[str] = frozenset()
     beat: int = 0
     missed: int = 0
+    unresponsive: bool = False
 
     @property
     def title(self) -> str:
         """What messages call it."""
-        return "resolver" if self.slot == RESOLVER else f"worker {self.slot}"
+        return TITLES.get(self.slot) or f"worker {self.slot}"
+
+    def close(self) -> None:
+        """Let go of what the supervisor has of it."""
+        self.channel.close()
+        if self.open_files is not None:
+            os.close(self.open_files)
+
+
+class Death(NamedTuple):
+    """How a child ended: in `words`, with the exit code or minus the signal as `code`, and
+    the processor time it has used, in seconds."""
+
+    child: Child
+    words: str
+    code: int
+    user: float
+    system: float
 
 
 @dataclass(slots=True)
@@ -62,45 +87,55 @@ class Children:
 
     account: Account | None
     abandon: Callable[[], None]
-    row: Callable[[int], memoryview]
+    scoreboard: Scoreboard
     living: dict[int, Child] = field(default_factory=dict)
     _slots: dict[int, _Slot] = field(default_factory=dict)
 
     @property
     def workers(self) -> list[Child]:
         """The living workers."""
-        return [child for child in self.living.values() if child.slot != RESOLVER]
+        return [child for child in self.living.values() if child.slot >= 0]
 
     def fork(self, slot: int, now: float) -> Child:
         """Fork the child of `slot`. Raises OSError (EMFILE, EAGAIN, ENOMEM), and is due again
         a little later then."""
         self._slots.setdefault(slot, _Slot()).due = now + FORK_AGAIN
-        ours, theirs = pair()
+        # The child waits at the gate until its open files can be counted: once it has
+        # changed its account nobody else may look (ptrace(2), dumpable).
+        gate, key = os.pipe2(os.O_CLOEXEC)
+        try:
+            ours, theirs = pair()
+        except OSError:
+            os.close(gate)
+            os.close(key)
+            raise
         # A signal between fork and the child's own handlers would be noted in the
         # parent's pipe; it waits until the child has none of the parent's any more.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
             if pid == 0:
-                self._be_child(slot, ours, theirs)
+                os.close(key)
+                self._be_child(slot, ours, theirs, gate)
+            child = Child(pid, slot, ours, now, _open_files(pid))
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
+            os.close(gate)
+            os.close(key)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        child = Child(pid, slot, ours, now)
         self.living[slot] = child
         self._slots[slot].due = None
         return child
 
-    def reap(self, now: float) -> list[tuple[Child, str, int]]:
-        """Collect the dead: (child, how it died in words, wait status's exit code or minus
-        the signal). Each one's next birth is scheduled: see `due`."""
+    def reap(self, now: float) -> list[Death]:
+        """Collect the dead. Each one's next birth is scheduled: see `due`."""
         dead = []
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 break
             if pid == 0:
@@ -114,7 +149,7 @@ class Children:
             entry = self._slots[child.slot]
             entry.failures, delay = after_death(entry.failures, now - child.born)
             entry.due = now + delay
-            dead.append((child, words, code))
+            dead.append(Death(child, words, code, usage.ru_utime, usage.ru_stime))
         return dead
 
     def due(self, now: float) -> list[int]:
@@ -146,23 +181,38 @@ class Children:
             self.kill(child)
         return [message for message, _ in messages]
 
-    def _be_child(self, slot: int, ours: Channel, theirs: Channel) -> None:
-        """In the new process: become the worker or resolver, and never return."""
+    def _be_child(self, slot: int, ours: Channel, theirs: Channel, gate: int) -> None:
+        """In the new process: become what belongs into `slot`, and never return."""
         status = worker.CANNOT_START
         try:
+            os.read(gate, 1)  # the end of the pipe: the parent is done, or gone
+            os.close(gate)
             log.handlers = [ChannelHandler(theirs)]
             self.abandon()
             ours.close()
             for sibling in self.living.values():
-                sibling.channel.close()
+                sibling.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
             if slot == RESOLVER:
                 status = resolver.main(theirs, self.account)
+            elif slot == EXPORTER:
+                # Here, because nobody else needs its libraries.
+                from fastfwd.observe import exporter  # noqa: PLC0415
+
+                status = exporter.main(theirs, self.scoreboard, partial(drop, self.account))
             else:
-                status = worker.main(slot, theirs, self.row(slot), self.account)
+                status = worker.main(slot, theirs, self.scoreboard, self.account)
         except BaseException:
             status = 1
             log.critical("process %d failed", os.getpid(), exc_info=True)
         finally:
             # No clean-up of the parent's: no exit handlers, no flushing of its buffers.
             os._exit(status)
+
+
+def _open_files(pid: int) -> int | None:
+    """The directory /proc/PID/fd of a child that waits at the gate."""
+    try:
+        return os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # EMFILE; no /proc: the count is missing, nothing else
+        return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -131,6 +132,14 @@ class Listeners:
                 sock.close()
             raise
         return group
+
+
+def queue(listener: socket.socket) -> tuple[int, int]:
+    """Length and limit of a listener's accept queue, in connections: tcpi_unacked and
+    tcpi_sacked of struct tcp_info (linux/tcp.h), which mean that for a listening socket."""
+    information = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    length, limit = struct.unpack_from("=II", information, 24)
+    return length, limit
 
 
 def close(groups: Mapping[str, Sequence[socket.socket]]) -> None:

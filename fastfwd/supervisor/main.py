@@ -11,7 +11,6 @@ import logging
 import os
 import select
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,17 +19,21 @@ from typing import Final
 from fastfwd.channel import Message
 from fastfwd.config.check import check
 from fastfwd.config.load import load
-from fastfwd.config.resolve import is_local
+from fastfwd.config.resolve import is_local, numeric
 from fastfwd.config.wording import counted
 from fastfwd.model import Config, ConfigError, Problem
 from fastfwd.observe.eventlog import open_log
-from fastfwd.observe.scoreboard import Cell, Scoreboard
+from fastfwd.observe.rows import SPARE, key, rows
+from fastfwd.observe.scoreboard import Cell, Scoreboard, State
 from fastfwd.supervisor import host
-from fastfwd.supervisor.children import RESOLVER, Child, Children
-from fastfwd.supervisor.listeners import Listeners, Place, places
+from fastfwd.supervisor.books import Books
+from fastfwd.supervisor.children import EXPORTER, RESOLVER, Child, Children
+from fastfwd.supervisor.listeners import Listeners, places
+from fastfwd.supervisor.metrics import MetricsPort
 from fastfwd.supervisor.names import Names, bound, dialled, unbound, unreachable
 from fastfwd.supervisor.pidfile import PidFile, PidFileError
 from fastfwd.supervisor.reload import Phase, Reload
+from fastfwd.supervisor.setup import Setup
 from fastfwd.supervisor.signals import Signals
 from fastfwd.worker.main import CANNOT_START, Entry, Table
 from fastfwd.worker.privileges import account
@@ -72,19 +75,18 @@ class Supervisor:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.config = load(options.file, lenient=options.lenient, directory=options.directory)
-        slots = self.config.workers or host.usable_processors()
-        self.scoreboard = Scoreboard(slots)
+        config = load(options.file, lenient=options.lenient, directory=options.directory)
+        slots = config.workers or host.usable_processors()
+        self.scoreboard = Scoreboard(slots, len(config.forwards) + SPARE)
+        self.books = Books(self.scoreboard)
+        self.setup = Setup(config, [], self.books.assign(config, {}), 1)
         self.listeners = Listeners(slots)
+        self.metrics = MetricsPort()
         self.names = Names(self._ask_resolver)
         self.signals = Signals()
-        self.log_descriptor: int | None = None
-        self.children = Children(
-            account(self.config.user, self.config.group), self._abandon, self.scoreboard.row
-        )
+        self.children = Children(account(config.user, config.group), self._abandon, self.scoreboard)
         self._pidfile: PidFile | None = None
-        self._places: list[Place] = []
-        self._last_generation = self._generation = 1
+        self._last_generation = self.setup.generation
         self._reload: Reload | None = None
         self._reload_wanted = False
         self._started = False
@@ -94,6 +96,11 @@ class Supervisor:
         self._dropped = 0
         self._ready: Callable[[], None] | None = None
         self._status = 0
+
+    @property
+    def config(self) -> Config:
+        """The configuration that serves."""
+        return self.setup.config
 
     # -- start
 
@@ -111,8 +118,10 @@ class Supervisor:
             self._await_names(bound(self.config), now + BIND_NAME_LIMIT)
             if problems := unbound(self.config, self.names):
                 raise ConfigError(problems)
-            self._places = places(self.config, self.names.addresses)
-            self.listeners.commit(self._places, self.listeners.open(self._places))
+            wanted = self.setup.places = places(self.config, self.names.addresses)
+            self.listeners.commit(wanted, self.listeners.open(wanted))
+            if self.metrics.commit(self.metrics.open(self.config)):
+                log.info("metrics: %s", self.metrics.url)
             self._await_names(dialled(self.config), now + BACKEND_NAME_LIMIT)
             problems = unreachable(self.config, self.names)
             problems += check(self.config, addresses=self.names.addresses, is_local=is_local)
@@ -123,7 +132,7 @@ class Supervisor:
             raise
         if self.config.logfile is not None:
             try:
-                self.log_descriptor = open_log(self.config.logfile)
+                self.setup.log_descriptor = open_log(self.config.logfile)
             except OSError as error:
                 log.warning(
                     "%s: cannot open the log %s: %s; going on without a log",
@@ -131,8 +140,12 @@ class Supervisor:
                     self.config.logfile,
                     error.strerror,
                 )
+        self.books.started()
+        self._note_resolved()
         for slot in range(self.scoreboard.slots):
             self._replace(slot, now)
+        if self.metrics.sock is not None:
+            self._replace(EXPORTER, now)
         self._started = True
 
     def ask(self, config: Config) -> None:
@@ -217,11 +230,11 @@ class Supervisor:
             self._tick(now)
         if self._reload is None and self._reload_wanted and self._started:
             self._reload_wanted = False
+            self.books.reload_begun()
             self._reload = Reload(self, now)
         if self._reload is not None:
             self._reload.step(now)
-            if self._reload.phase in (Phase.DONE, Phase.REFUSED):
-                self._reload = None
+            self._note_reload()
 
     def _signal(self, number: int, now: float) -> None:
         if number == signal.SIGCHLD:
@@ -250,8 +263,14 @@ class Supervisor:
                 self._serving(child, int(message["generation"]))
             elif operation == "say":
                 log.log(int(message["level"]), "%s", printable(str(message["text"])))
+            elif operation == "beat" and child.slot == EXPORTER:
+                child.beat += 1
+                child.missed = 0
             elif operation in ("found", "failed") and child.slot == RESOLVER:
-                if (name := self.names.answer(message, time.monotonic())) is not None:
+                name = self.names.answer(message, time.monotonic())
+                self.books.looked_up(failed=operation == "failed")
+                self._note_resolved()
+                if name is not None:
                     self._moved(name)
             else:
                 raise ValueError(f"unknown operation {operation!r}")
@@ -259,14 +278,22 @@ class Supervisor:
             log.error("%s sent something unexpected: %s", child.title, printable(str(error)))
 
     def _tick(self, now: float) -> None:
-        for child in self.children.workers:
-            beat = self.scoreboard.read(child.slot, Cell.HEARTBEAT)
+        self.books.beat()
+        for child in self.children.living.values():
+            if child.slot == RESOLVER:
+                continue
+            beat = child.beat
+            if child.slot != EXPORTER:  # which has no row to write to, and says "beat"
+                beat = self.scoreboard.read(child.slot, Cell.HEARTBEAT)
             child.missed = 0 if beat != child.beat else child.missed + 1
             child.beat = beat
             if child.missed >= MISSED:
                 log.error("%s has not come round its loop for %.0f s; killing it", child.title, MISSED * TICK)
                 self.children.kill(child)
+                child.unresponsive = True
                 child.missed = 0
+        if EXPORTER in self.children.living:
+            self.books.queues(self.setup.places, self.setup.numbers, self.listeners)
         dropped = self.scoreboard.total(Cell.LOG_DROPPED)
         if dropped != self._dropped:
             log.warning("the log %s loses lines: %d so far", self.config.logfile, dropped)
@@ -281,37 +308,31 @@ class Supervisor:
     def _fork_worker(self, slot: int) -> None:
         child = self.children.fork(slot, time.monotonic())
         child.beat = self.scoreboard.read(slot, Cell.HEARTBEAT)
-        self.send_table(child, self.config, self._places, {}, self.log_descriptor, self._generation)
+        self.books.born(child)
+        self.send_table(child, self.setup)
         child.channel.send({"op": "commit"})
-        child.keys = frozenset(place.key for place in self._places)
+        child.keys = frozenset(place.key for place in self.setup.places)
         if self._reload is not None:
             self._reload.enlist(child)
+        self._introduce(child)
 
-    def send_table(
-        self,
-        child: Child,
-        config: Config,
-        wanted: Sequence[Place],
-        opened: dict[str, list[socket.socket]],
-        log_descriptor: int | None,
-        generation: int,
-    ) -> None:
-        """Have the worker `child` prepare `config`: its forwards at the places `wanted`, whose
-        sockets are held or just `opened`, logging to `log_descriptor`."""
-        descriptors = [] if log_descriptor is None else [log_descriptor]
+    def send_table(self, child: Child, setup: Setup) -> None:
+        """Have the worker `child` prepare `setup`."""
+        config = setup.config
+        descriptors = [] if setup.log_descriptor is None else [setup.log_descriptor]
         entries = []
-        for place in wanted:
+        for place in setup.places:
             fresh = place.key not in child.keys
-            entries.append(Entry(place.key, place.forward, fresh))
+            entries.append(Entry(place.key, place.forward, setup.numbers[key(place.forward)], fresh))
             if fresh:
-                group = opened.get(place.key) or self.listeners.held[place.key]
+                group = setup.opened.get(place.key) or self.listeners.held[place.key]
                 descriptors.append(group[child.slot].fileno())
         table = Table(
-            generation,
+            setup.generation,
             tuple(entries),
             config.rules,
             {name: self.names.addresses[name] for name in dialled(config)},
-            log_descriptor is not None,
+            setup.log_descriptor is not None,
             config.logformat,
             config.logduration,
             host.ephemeral_ports(),
@@ -321,12 +342,13 @@ class Supervisor:
     def _prepared(self, child: Child, generation: int, error: str | None) -> None:
         if self._reload is not None:
             self._reload.prepared(child, generation, error)
-        if error is not None and generation == self._generation:
+        if error is not None and generation == self.setup.generation:
             log.error("%s cannot serve: %s; killing it", child.title, error)
             self.children.kill(child)
 
     def _serving(self, child: Child, generation: int) -> None:
         child.serving = True
+        self.books.serving(child)
         if self._reload is not None:
             self._reload.serving(child, generation)
         serving = [worker for worker in self.children.workers if worker.serving]
@@ -335,17 +357,23 @@ class Supervisor:
             forwards = counted(len(self.config.forwards), "forward")
             workers = counted(self.scoreboard.slots, "worker")
             ready()
+            self.books.state(State.SERVING)
             log.info("ready: %s, %s, process %d", forwards, workers, os.getpid())
 
     def _reap(self, now: float) -> None:
-        for child, words, code in self.children.reap(now):
+        for death in self.children.reap(now):
+            child, words, code = death.child, death.words, death.code
             for message in self.children.hear(child):  # its last words
                 self._hear(child, message)
-            child.channel.close()
+            child.close()
             if self._reload is not None:
                 self._reload.forget(child)
-            if self._stop_by is not None or (self._draining and code == 0):
+            planned = self._stop_by is not None or (self._draining and code == 0)
+            if child.slot >= 0:
+                self.books.died(death, self.setup.numbers.values(), planned=planned)
+            if planned or not self._wanted(child.slot):
                 self.children.forget(child.slot)
+            if planned:
                 continue
             if self._ready is not None and code == CANNOT_START:
                 log.critical("%s cannot start; giving up", child.title)
@@ -353,49 +381,107 @@ class Supervisor:
                 self.children.forget(child.slot)
                 self._stop()
                 continue
-            what_next = "not replaced, we are draining" if self._draining else "starting another"
+            what_next = "starting another" if self._wanted(child.slot) else "not replaced"
             log.error("%s (process %d) %s; %s", child.title, child.pid, words, what_next)
 
+    def _wanted(self, slot: int) -> bool:
+        """Whether a dead child of `slot` is to have a successor."""
+        if self._stop_by is not None:
+            return False
+        if slot == EXPORTER:
+            return self.metrics.sock is not None
+        return not self._draining
+
     def _replace(self, slot: int, now: float) -> None:
-        if self._stop_by is not None or self._draining:
+        if not self._wanted(slot):
             self.children.forget(slot)
             return
         try:
             if slot == RESOLVER:
                 self.children.fork(RESOLVER, now)
                 self.names.ask_again()
+            elif slot == EXPORTER:
+                self._fork_exporter()
             else:
                 self._fork_worker(slot)
         except OSError as error:
             log.error("cannot fork: %s; trying again", error.strerror)
 
+    # -- the exporter
+
+    def _fork_exporter(self) -> None:
+        self.children.fork(EXPORTER, time.monotonic())
+        self._show_port()
+        self._show_rows()
+        for worker in self.children.workers:
+            self._introduce(worker)
+
+    def _tell_exporter(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        if (exporter := self.children.living.get(EXPORTER)) is not None:
+            exporter.channel.send(message, descriptors)
+
+    def _show_port(self) -> None:
+        """Tell the exporter where to listen."""
+        if self.metrics.sock is not None:
+            message = {"op": "listen", "page": self.metrics.page}
+            self._tell_exporter(message, [self.metrics.sock.fileno()])
+
+    def _show_rows(self) -> None:
+        """Tell the exporter whose the scoreboard's rows are."""
+        shown = rows(
+            self.setup.numbers, self.config.forwards, lambda forward: numeric(forward.target.host) is None
+        )
+        self._tell_exporter({"op": "rows", "rows": shown, "file": self.options.file})
+
+    def _introduce(self, worker: Child) -> None:
+        """Tell the exporter of a worker, and let it count the files that this one has open."""
+        descriptors = [] if worker.open_files is None else [worker.open_files]
+        self._tell_exporter({"op": "worker", "slot": worker.slot, "pid": worker.pid}, descriptors)
+
+    def _commit_exporter(self, moved: bool) -> None:
+        """Have an exporter that shows what serves, or none; `moved` says that it is another
+        socket now."""
+        if moved and self.metrics.sock is not None:
+            log.info("metrics: %s", self.metrics.url)
+        if self.metrics.sock is None:
+            self._tell_exporter({"op": "stop"})
+        elif EXPORTER in self.children.living:
+            self._show_rows()
+            self._show_port()
+        else:
+            self._replace(EXPORTER, time.monotonic())
+
     # -- changes
+
+    def _note_reload(self) -> None:
+        """Forget a reload that has ended."""
+        if self._reload is not None and self._reload.phase in (Phase.DONE, Phase.REFUSED):
+            self.books.reload_ended(applied=self._reload.phase is Phase.DONE)
+            self._reload = None
+
+    def _note_resolved(self) -> None:
+        self.books.resolved(self.config.forwards, self.setup.numbers, self.names.resolved)
 
     def next_generation(self) -> int:
         """A number for a table to prepare; each is given once."""
         self._last_generation += 1
         return self._last_generation
 
-    def commit(
-        self,
-        config: Config,
-        wanted: list[Place],
-        opened: dict[str, list[socket.socket]],
-        log_descriptor: int | None,
-        generation: int,
-    ) -> None:
+    def commit(self, setup: Setup) -> None:
         """Make a prepared configuration the one that serves."""
-        self.listeners.commit(wanted, opened)
-        self.config = config
-        self._places = wanted
-        self._generation = generation
-        if self.log_descriptor is not None:
-            os.close(self.log_descriptor)
-        self.log_descriptor = log_descriptor
+        old, self.setup = self.setup, setup
+        self.listeners.commit(setup.places, setup.opened)
+        if old.log_descriptor is not None:
+            os.close(old.log_descriptor)
+        self.books.reassigned(old.numbers, setup.numbers)
         for child in self.children.workers:
-            child.keys = frozenset(place.key for place in wanted)
+            child.keys = frozenset(place.key for place in setup.places)
             child.channel.send({"op": "commit"})
         self.forget_other_names()
+        moved = self.metrics.commit(setup.metrics)
+        setup.opened, setup.metrics = {}, None
+        self._note_resolved()
+        self._commit_exporter(moved)
 
     def forget_other_names(self) -> None:
         """Stop looking up what the configuration in force does not name."""
@@ -403,7 +489,7 @@ class Supervisor:
 
     def reopen_log(self) -> None:
         """Go on in a new log file, after a rotation, without a new configuration."""
-        if self.log_descriptor is None or self.config.logfile is None:
+        if self.setup.log_descriptor is None or self.config.logfile is None:
             return
         try:
             reopened = open_log(self.config.logfile)
@@ -412,8 +498,8 @@ class Supervisor:
                 "cannot reopen the log %s: %s; going on with the old one", self.config.logfile, error.strerror
             )
             return
-        os.close(self.log_descriptor)
-        self.log_descriptor = reopened
+        os.close(self.setup.log_descriptor)
+        self.setup.log_descriptor = reopened
         for child in self.children.workers:
             child.channel.send({"op": "log"}, [reopened])
 
@@ -436,6 +522,7 @@ class Supervisor:
         if self._draining:
             return
         sessions = counted(self.scoreboard.total(Cell.SESSIONS), "session")
+        self.books.state(State.DRAINING)
         log.info("draining: no new connections, %s to finish", sessions)
         self._draining = True
         self._end_reload("draining")
@@ -457,10 +544,11 @@ class Supervisor:
         self._reload_wanted = False
         if self._reload is not None:
             self._reload.cancel(reason)
-            self._reload = None
+            self._note_reload()
 
     def _close(self) -> None:
         self.listeners.close()
+        self.metrics.close()
         for child in list(self.children.living.values()):
             self.children.kill(child)
             os.waitpid(child.pid, 0)
@@ -476,8 +564,9 @@ class Supervisor:
         self.listeners.close()
         if self._pidfile is not None:
             self._pidfile.abandon()
-        if self.log_descriptor is not None:
-            os.close(self.log_descriptor)
+        self.metrics.abandon()
+        if self.setup.log_descriptor is not None:
+            os.close(self.setup.log_descriptor)
         if self._reload is not None:
             self._reload.abandon()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -42,6 +43,8 @@ class Names:
         self._ask = ask
         self.addresses: dict[str, list[Address]] = {}
         self.failures: dict[str, Failure] = {}
+        self.resolved: dict[str, int] = {}
+        """When a name was last looked up with success, in nanoseconds since the epoch."""
         self._waiting: set[str] = set()
         self._dropped: set[str] = set()
         self._due: dict[str, float] = {}
@@ -77,6 +80,7 @@ class Names:
             self.failures[host] = Failure(str(message.get("reason")), bool(message.get("definitive")))
             return None
         self._due[host] = now + REFRESH
+        self.resolved[host] = time.time_ns()
         addresses = [_address(family, text) for family, text in message["addresses"]]
         self._tries.pop(host, None)
         self.failures.pop(host, None)
@@ -100,7 +104,7 @@ class Names:
     def keep(self, hosts: Iterable[str]) -> None:
         """Forget every host that is not in `hosts`."""
         wanted = set(hosts)
-        for book in (self.addresses, self.failures, self._due, self._tries):
+        for book in (self.addresses, self.failures, self.resolved, self._due, self._tries):
             for host in set(book) - wanted:
                 del book[host]
         self._dropped |= self._waiting - wanted

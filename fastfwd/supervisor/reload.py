@@ -14,7 +14,6 @@ from __future__ import annotations
 import enum
 import logging
 import os
-import socket
 from typing import TYPE_CHECKING, Final
 
 from fastfwd.config.check import check
@@ -26,7 +25,9 @@ from fastfwd.model import ConfigError, Problem
 from fastfwd.observe.eventlog import open_log
 from fastfwd.supervisor.children import Child
 from fastfwd.supervisor.listeners import close, places
+from fastfwd.supervisor.metrics import discard
 from fastfwd.supervisor.names import bound, dialled, unbound, unreachable
+from fastfwd.supervisor.setup import Setup
 
 if TYPE_CHECKING:
     from fastfwd.supervisor.main import Supervisor
@@ -59,8 +60,7 @@ class Reload:
         self._supervisor = supervisor
         self._deadline = now + ASKING_LIMIT
         self._waiting: set[Child] = set()
-        self._opened: dict[str, list[socket.socket]] = {}
-        self._log_descriptor: int | None = None
+        self._setup: Setup | None = None
         try:
             options = supervisor.options
             self.config = load(options.file, lenient=options.lenient, directory=options.directory)
@@ -92,15 +92,20 @@ class Reload:
 
     def abandon(self) -> None:
         """Let go of what this reload has opened: it is refused, or this is a new child."""
-        close(self._opened)
-        if self._log_descriptor is not None:
-            os.close(self._log_descriptor)
+        if self._setup is None:
+            return
+        close(self._setup.opened)
+        if self._setup.metrics is not None and self._setup.metrics.sock is not None:
+            self._setup.metrics.sock.close()
+        if self._setup.log_descriptor is not None:
+            os.close(self._setup.log_descriptor)
 
     def enlist(self, child: Child) -> None:
         """`child` was forked while this reload prepares: it takes part too."""
         if self.phase is Phase.PREPARING:
             self._waiting.add(child)
-            self._send_prepare(child)
+            assert self._setup is not None
+            self._supervisor.send_table(child, self._setup)
         elif self.phase is Phase.COMMITTING:
             self._waiting.add(child)
 
@@ -133,19 +138,22 @@ class Reload:
         if problems:
             self._refuse(problems)
             return
-        self._places = places(self.config, supervisor.names.addresses)
+        self._generation = supervisor.next_generation()
+        wanted = places(self.config, supervisor.names.addresses)
+        self._setup = setup = Setup(self.config, wanted, {}, self._generation)
         try:
-            self._opened = supervisor.listeners.open(self._places)
+            setup.numbers = supervisor.books.assign(self.config, supervisor.setup.numbers)
+            setup.opened = supervisor.listeners.open(wanted)
+            setup.metrics = supervisor.metrics.open(self.config)
         except ConfigError as error:
             self._refuse(error.problems)
             return
-        self._log_descriptor = self._open_log()
-        self._generation = supervisor.next_generation()
+        setup.log_descriptor = self._open_log()
         self.phase = Phase.PREPARING
         self._deadline = now + WORKERS_LIMIT
         self._waiting = set(supervisor.children.workers)
         for child in list(self._waiting):
-            self._send_prepare(child)
+            supervisor.send_table(child, setup)
         self._go_on()
 
     def _open_log(self) -> int | None:
@@ -154,7 +162,7 @@ class Reload:
         try:
             return open_log(self.config.logfile)
         except OSError as error:
-            kept = self._supervisor.log_descriptor
+            kept = self._supervisor.setup.log_descriptor
             log.warning(
                 "%s: cannot open the log %s: %s; %s",
                 self.config.origin("logfile"),
@@ -163,11 +171,6 @@ class Reload:
                 "going on with the old one" if kept is not None else "going on without a log",
             )
             return kept if kept is None else os.dup(kept)
-
-    def _send_prepare(self, child: Child) -> None:
-        self._supervisor.send_table(
-            child, self.config, self._places, self._opened, self._log_descriptor, self._generation
-        )
 
     def _go_on(self) -> None:
         if self._waiting:
@@ -182,8 +185,9 @@ class Reload:
         self._changes = diff(supervisor.config, self.config)
         self.phase = Phase.COMMITTING
         self._waiting = set(supervisor.children.workers)
-        supervisor.commit(self.config, self._places, self._opened, self._log_descriptor, self._generation)
-        self._opened, self._log_descriptor = {}, None  # the supervisor's now
+        setup, self._setup = self._setup, None  # the supervisor's now
+        assert setup is not None  # PREPARING has made it
+        supervisor.commit(setup)
         self._go_on()
 
     def _finish(self) -> None:
@@ -204,6 +208,8 @@ class Reload:
             for child in self._supervisor.children.workers:
                 child.channel.send({"op": "abort"})
         self.phase = Phase.REFUSED
+        if self._setup is not None:
+            discard(self._setup.metrics)
         self.abandon()
         for problem in problems:
             log.error("%s", problem)

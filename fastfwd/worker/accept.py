@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastfwd.model import Forward, Outcome
 from fastfwd.observe.eventlog import Event
+from fastfwd.observe.scoreboard import ForwardCell
 from fastfwd.worker.access import Judge
 from fastfwd.worker.dial import NO_ROOM, STREAM, Dial, Target
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 BATCH: Final = 16
 """Connections taken per event, so that a burst does not starve the sessions."""
 
+ACCEPTED: Final = int(ForwardCell.ACCEPTED)
+
 
 class Listener:
     """One bound socket of one forward in this worker's slot, and what its sessions need
@@ -32,14 +35,22 @@ class Listener:
     keep the one they were born with."""
 
     def __init__(
-        self, worker: Worker, forward: Forward, sock: Socket, judge: Judge | None, target: Target
+        self,
+        worker: Worker,
+        forward: Forward,
+        sock: Socket,
+        judge: Judge | None,
+        target: Target,
+        row: memoryview,
     ) -> None:
-        """Accept for `forward` on `sock` (listening, non-blocking; the caller's)."""
+        """Accept for `forward` on `sock` (listening, non-blocking; the caller's), and count in
+        `row`, the forward's on the scoreboard."""
         self.worker = worker
         self.forward = forward
         self.sock = sock
         self.judge = judge
         self.target = target
+        self.row = row
 
     def event(self, mask: int) -> int:
         """Accept a batch. Returns how many connections there were."""
@@ -66,6 +77,7 @@ class Listener:
             if self.judge is not None and (refusal := self.judge(address)) is not None:
                 self._refuse(client, address, peer[1], refusal)
                 continue
+            self.row[ACCEPTED] += 1
             Dial(self, client, descriptor, address, peer[1]).attempt()
         return BATCH
 
@@ -76,6 +88,7 @@ class Listener:
             pass
 
     def _refuse(self, client: Socket, address: str, port: int, outcome: Outcome) -> None:
+        self.row[ForwardCell.DENIED if outcome is Outcome.DENIED else ForwardCell.NOT_ALLOWED] += 1
         worker = self.worker
         worker.loop.closing.append(client)
         if worker.log is not None:

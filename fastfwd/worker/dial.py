@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastfwd.model import Address, Outcome
 from fastfwd.observe.eventlog import Event
+from fastfwd.observe.scoreboard import CONNECT_TIME, DURATION, ForwardCell
 from fastfwd.worker.session import READ, Session
 
 if TYPE_CHECKING:
@@ -43,6 +44,25 @@ once would spin: C rinetd wrote 18,662 log lines in 0.1 s."""
 
 ESTABLISHED_THEN_RESET: Final = frozenset({0, errno.ECONNRESET, errno.EPIPE})
 """SO_ERROR of a connection that was there before it broke; a refused one says ECONNREFUSED."""
+
+WHY: Final = {
+    errno.ECONNREFUSED: ForwardCell.REFUSED,
+    errno.ETIMEDOUT: ForwardCell.TIMEOUT,
+    errno.EHOSTUNREACH: ForwardCell.UNREACHABLE,
+    errno.ENETUNREACH: ForwardCell.UNREACHABLE,
+    errno.EHOSTDOWN: ForwardCell.UNREACHABLE,
+    errno.ENETDOWN: ForwardCell.UNREACHABLE,
+}
+"""Where a failed dial is counted; any other error is this host's (no free port, a firewall
+rule): ForwardCell.LOCAL."""
+
+CLOSED: Final = {
+    Outcome.DONE_LOCAL_CLOSED: ForwardCell.CLOSED_LOCAL,
+    Outcome.DONE_REMOTE_CLOSED: ForwardCell.CLOSED_REMOTE,
+    Outcome.LOCAL_SOCKET_FAILED: ForwardCell.CLOSED_SOCKET,
+    Outcome.LOCAL_BIND_FAILED: ForwardCell.CLOSED_BIND,
+    Outcome.LOCAL_CONNECT_FAILED: ForwardCell.CLOSED_CONNECT,
+}
 
 
 class Target:
@@ -139,6 +159,7 @@ class Dial:
                 if error.errno in NO_ROOM:
                     return self._wait_for_room(error)
                 outcome = Outcome.LOCAL_SOCKET_FAILED  # EAFNOSUPPORT: no IPv6 here
+                self._count(ForwardCell.CONNECTS, ForwardCell.LOCAL)
                 continue
             try:
                 tune(backend)
@@ -148,10 +169,12 @@ class Dial:
             except OSError:
                 backend.close()
                 outcome = Outcome.LOCAL_BIND_FAILED
+                self._count(ForwardCell.CONNECTS, ForwardCell.LOCAL)
                 continue
             if code not in (0, errno.EINPROGRESS):
                 backend.close()
                 outcome = Outcome.LOCAL_CONNECT_FAILED
+                self._count(ForwardCell.CONNECTS, WHY.get(code, ForwardCell.LOCAL))
                 continue
             try:
                 worker.loop.watch(backend.fileno(), READ | select.EPOLLOUT, self.event)
@@ -160,12 +183,16 @@ class Dial:
                 return self._wait_for_room(error)
             self.backend = backend
             self.backend_fd = backend.fileno()
+            self._count(ForwardCell.CONNECTS)
             if not self._opened:  # rinetd's order: before the backend has answered
                 self._opened = True
+                self._count(ForwardCell.OPENED)
                 self._log(Outcome.OPENED)
             self._dialled = worker.loop.now
             worker.patience.add(self, worker.loop.now)
             return None
+        if not target.addresses:
+            self._count(ForwardCell.CONNECTS, ForwardCell.RESOLVE)
         return self.end(outcome)
 
     def event(self, mask: int) -> None:
@@ -176,13 +203,17 @@ class Dial:
         if mask & (select.EPOLLERR | select.EPOLLHUP):
             error = backend.getsockopt(SOL_SOCKET, socket.SO_ERROR)
             if error not in ESTABLISHED_THEN_RESET:
-                return self._try_another()
+                return self._try_another(WHY.get(error, ForwardCell.LOCAL))
             # Asking has taken the error off the socket; its reads will end as if cleanly.
             broken = True
+            self._count(ForwardCell.RESET)
         elif self.listener.target.self_connect and _talks_to_itself(backend):
-            return self._try_another()
+            return self._try_another(ForwardCell.REFUSED)
         worker = self.listener.worker
         worker.forget_dial(self)
+        took = worker.loop.now - self._dialled
+        if not broken:
+            CONNECT_TIME.observe(self.listener.row, took)
         session = Session(
             self.listener,
             self.client,
@@ -190,7 +221,7 @@ class Dial:
             backend,
             self.backend_fd,
             self,
-            worker.loop.now - self._dialled,
+            took,
         )
         return session.begin(mask & ~select.EPOLLOUT, broken=broken, client_watched=self._watching)
 
@@ -202,7 +233,7 @@ class Dial:
 
     def timed_out(self) -> None:
         """CONNECT_TIMEOUT is over for this address."""
-        self._try_another()
+        self._try_another(ForwardCell.TIMEOUT)
 
     def end(self, outcome: Outcome) -> None:
         """The only way out without a session: one log line, everything closed."""
@@ -211,6 +242,8 @@ class Dial:
         self._drop_backend()
         worker.loop.handlers.pop(self.client_fd, None)
         worker.loop.closing.append(self.client)
+        self._count(CLOSED[outcome])
+        DURATION.observe(self.listener.row, worker.loop.now - self.started)
         self._log(outcome)
 
     def _wait_for_room(self, error: OSError) -> None:
@@ -235,7 +268,8 @@ class Dial:
         if mask & (select.EPOLLERR | select.EPOLLHUP):
             self.end(Outcome.DONE_REMOTE_CLOSED)
 
-    def _try_another(self) -> None:
+    def _try_another(self, why: ForwardCell) -> None:
+        self._count(why)
         worker = self.listener.worker
         worker.patience.discard(self)
         worker.overdue.discard(self)
@@ -257,6 +291,10 @@ class Dial:
                 backend.bind((source.text, 0))
                 return
         raise OSError(errno.EADDRNOTAVAIL, "no source address of the target's family")
+
+    def _count(self, *cells: ForwardCell) -> None:
+        for cell in cells:
+            self.listener.row[cell] += 1
 
     def _log(self, outcome: Outcome) -> None:
         worker = self.listener.worker

@@ -23,9 +23,10 @@ from typing import Final
 from fastfwd.channel import Channel, Message
 from fastfwd.model import AccessRule, Address, Forward, LogFormat, Outcome
 from fastfwd.observe.eventlog import Event, EventLog, line_format
-from fastfwd.observe.scoreboard import Cell
+from fastfwd.observe.scoreboard import LAG, Cell, Scoreboard
 from fastfwd.relay.copying import discarder
 from fastfwd.relay.pipes import PipePool
+from fastfwd.relay.pump import Tally
 from fastfwd.relay.splicing import movers
 from fastfwd.worker.accept import Listener
 from fastfwd.worker.access import compile_rules
@@ -42,6 +43,15 @@ PAUSE: Final = 0.25
 FILL: Final = 32
 """Pipes opened before privileges are dropped."""
 
+ACCEPT_ERRORS: Final = {
+    errno.EMFILE: Cell.ACCEPT_EMFILE,
+    errno.ENFILE: Cell.ACCEPT_ENFILE,
+    errno.ENOBUFS: Cell.ACCEPT_ENOBUFS,
+    errno.ENOMEM: Cell.ACCEPT_ENOBUFS,
+    errno.ECONNABORTED: Cell.ACCEPT_ABORTED,
+}
+"""Where an error of accept(2) is counted; any other: Cell.ACCEPT_OTHER."""
+
 CANNOT_START: Final = 3
 """Exit status of a worker that failed before it served."""
 
@@ -51,10 +61,12 @@ log = logging.getLogger("fastfwd")
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One forward of a table, for one slot. `key` is the supervisor's name of the listening
-    socket; `fresh` that its descriptor comes with the message."""
+    socket; `row` the number of the forward's row on the scoreboard; `fresh` that the
+    socket's descriptor comes with the message."""
 
     key: str
     forward: Forward
+    row: int
     fresh: bool
 
 
@@ -77,16 +89,18 @@ class Table:
 class Worker:
     """State of the process; the rest of the package works on it."""
 
-    def __init__(self, slot: int, channel: Channel, row: memoryview) -> None:
+    def __init__(self, slot: int, channel: Channel, scoreboard: Scoreboard) -> None:
         """The worker of `slot`, talking to the supervisor over `channel`, its figures in
-        the scoreboard `row`."""
+        the slot's rows of the `scoreboard`."""
         self.slot = slot
         self.channel = channel
-        self.row = row
+        self.scoreboard = scoreboard
+        self.row = scoreboard.row(slot)
         self.loop = Loop(self._beat, self._failed)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.pool = PipePool(cap=max(4, min(1024, limit // 16)))
-        self.copy, _ = movers(self.pool)
+        self.tally = Tally()
+        self.copy, _ = movers(self.pool, self.tally)
         self.discard = discarder()
         self.log: EventLog | None = None
         self.sessions: set[Session] = set()
@@ -104,6 +118,9 @@ class Worker:
         self._draining = False
         self._complained = -60.0
         self._open_before = -1
+        self._paused_at = 0.0
+        # Counters go on where the slot's last worker left them.
+        self._before = {cell: int(self.row[cell]) for cell in (Cell.PIPES_SHORT, Cell.COPIED, Cell.SPLICED)}
         self._born = f"{slot:x}-{time.time_ns() // 1_000_000:x}"
 
     def session_id(self, serial: int | None = None) -> str:
@@ -116,10 +133,11 @@ class Worker:
         """Serve until told to stop, or until drained."""
         self.loop.watch(self.channel.fileno(), select.EPOLLIN, self._hear)
         self.loop.end_of_turn.append(self._finish_turn)
-        self.loop.now_and_then.append(self._publish)
+        self.loop.now_and_then += [self._publish, self._observe_lag]
         self.loop.run()
         if self.log is not None:
             self.log.close()
+        self._publish()
 
     # -- what accept, dial and session need of the process
 
@@ -135,7 +153,7 @@ class Worker:
 
     def accept_failed(self, listener: Listener, error: OSError, *, pause: bool) -> None:
         """accept(2) said `error`. With `pause`, stop accepting for a moment."""
-        self.row[Cell.ACCEPT_ERRORS] += 1
+        self.row[ACCEPT_ERRORS.get(error.errno or 0, Cell.ACCEPT_OTHER)] += 1
         if pause and not self.pause(error):
             return
         if self.log is not None:
@@ -148,6 +166,7 @@ class Worker:
             for listener in self._listeners.values():
                 self.loop.forget(listener.sock.fileno())
             self._paused.add(None, self.loop.now)
+            self._paused_at = self.loop.now
         if self.loop.now < self._complained + 1.0:
             return False
         self._complained = self.loop.now
@@ -213,7 +232,7 @@ class Worker:
         # Only a target among the kernel's own source ports can be dialled by itself.
         target.self_connect = target.port in table.ephemeral
         judge = compile_rules((table.rules, forward.rules))
-        return Listener(self, forward, sock, judge, target)
+        return Listener(self, forward, sock, judge, target, self.scoreboard.forward(entry.row, self.slot))
 
     def _commit(self) -> None:
         if self._prepared is None:
@@ -318,7 +337,12 @@ class Worker:
         row = self.row
         row[Cell.PIPES_LENT] = self.pool.lent
         row[Cell.PIPES_IDLE] = self.pool.idle
-        row[Cell.PIPES_SHORT] = self.pool.short
+        row[Cell.PIPES_SHORT] = self._before[Cell.PIPES_SHORT] + self.pool.short
+        row[Cell.COPIED] = self._before[Cell.COPIED] + self.tally.copied
+        row[Cell.SPLICED] = self._before[Cell.SPLICED] + self.tally.spliced
+
+    def _observe_lag(self) -> None:
+        LAG.observe(self.row, self.loop.longest)
 
     def _try_abort(self, abort: Abort) -> None:
         if abort.due(self.loop.now):
@@ -327,6 +351,7 @@ class Worker:
             self._aborts.add(abort, self.loop.now)
 
     def _resume(self, _: None) -> None:
+        self.row[Cell.ACCEPT_PAUSED] += int((self.loop.now - self._paused_at) * 1e9)
         stranded, self.stranded = self.stranded, []
         for dial in stranded:
             if dial in self.dials:
@@ -350,14 +375,14 @@ def _adopt(descriptor: int) -> Socket:
     return Socket(sock.family, STREAM, 0, sock.detach())
 
 
-def main(slot: int, channel: Channel, row: memoryview, account: Account | None) -> int:
+def main(slot: int, channel: Channel, scoreboard: Scoreboard, account: Account | None) -> int:
     """Be the worker of `slot` in this freshly forked process, as `account`. Returns the
     exit status."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all of us
     with open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write(f"fastfwd-w{slot}")
-    worker = Worker(slot, channel, row)
+    worker = Worker(slot, channel, scoreboard)
     worker.pool.fill(FILL)
     try:
         drop(account)

@@ -27,11 +27,17 @@ from typing import TYPE_CHECKING, Final
 
 from fastfwd.model import Outcome
 from fastfwd.observe.eventlog import Event
+from fastfwd.observe.scoreboard import DURATION, ForwardCell
 from fastfwd.relay.pump import BUDGET, DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Pump, release
 
 if TYPE_CHECKING:
     from fastfwd.worker.accept import Listener
     from fastfwd.worker.dial import Dial
+
+RECEIVED: Final = int(ForwardCell.RECEIVED)
+SENT: Final = int(ForwardCell.SENT)
+CLOSED_LOCAL: Final = int(ForwardCell.CLOSED_LOCAL)
+CLOSED_REMOTE: Final = int(ForwardCell.CLOSED_REMOTE)
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 WROTE: Final = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
@@ -165,7 +171,14 @@ class Session:
 
     def turn(self, pump: Pump) -> None:
         """Let `pump` move up to its budget and act on the verdict."""
-        verdict = pump.verdict = pump.move(pump, BUDGET)
+        if pump is self.up:
+            before = pump.taken
+            verdict = pump.verdict = pump.move(pump, BUDGET)
+            self.listener.row[RECEIVED] += pump.taken - before
+        else:
+            before = pump.given
+            verdict = pump.verdict = pump.move(pump, BUDGET)
+            self.listener.row[SENT] += pump.given - before
         if verdict == DRY:
             return
         if verdict == FULL:
@@ -203,6 +216,10 @@ class Session:
             release(down, worker.pool)
         worker.loop.closing.append(self.client)
         worker.loop.closing.append(self.backend)
+        duration = worker.loop.now - self.origin.started
+        row = listener.row
+        row[CLOSED_REMOTE if self.outcome is Outcome.DONE_REMOTE_CLOSED else CLOSED_LOCAL] += 1
+        DURATION.observe(row, duration)
         if worker.log is not None:
             origin = self.origin
             worker.log.event(
@@ -213,7 +230,7 @@ class Session:
                     origin.client_port,
                     up.taken,
                     down.given,
-                    worker.loop.now - origin.started,
+                    duration,
                     worker.session_id(origin.serial),
                     origin.backend_text(),
                     self.dial_time,

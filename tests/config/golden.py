@@ -78,6 +78,7 @@ def _settings(config: Config) -> list[str]:
         "workers": config.workers,
         "user": config.user,
         "group": config.group,
+        "metrics": config.metrics,
     }
     return [f"{line.line}: {name} {values[name]}" for name, line in config.origins.items()]
 

@@ -23,7 +23,19 @@ from contextlib import contextmanager
 
 from fastfwd.relay.copying import copier
 from fastfwd.relay.pipes import PipePool
-from fastfwd.relay.pump import BUDGET, DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Mover, Pump, release
+from fastfwd.relay.pump import (
+    BUDGET,
+    DRY,
+    END,
+    FULL,
+    MORE,
+    SINK_BROKE,
+    SOURCE_BROKE,
+    Mover,
+    Pump,
+    Tally,
+    release,
+)
 from fastfwd.relay.splicing import movers
 from tests import deadline
 from tests.deadline import until
@@ -32,9 +44,9 @@ from tests.sockets import PATIENCE, queued, unsent
 FINAL = (END, SOURCE_BROKE, SINK_BROKE)
 
 MOVERS: dict[str, Callable[[PipePool], Mover]] = {
-    "copying": lambda pool: copier(lambda pump: False),
-    "splicing": lambda pool: movers(pool)[1],
-    "switching": lambda pool: movers(pool)[0],
+    "copying": lambda pool: copier(lambda pump: False, Tally()),
+    "splicing": lambda pool: movers(pool, Tally())[1],
+    "switching": lambda pool: movers(pool, Tally())[0],
 }
 """Name -> what makes the mover that a pump begins with. `switching` is what a worker uses:
 copying that may promote itself."""

@@ -8,7 +8,7 @@ import pytest
 
 from fastfwd.relay.choose import BUFFER, DEMOTE_AFTER, PROMOTE_AFTER
 from fastfwd.relay.pipes import PipePool
-from fastfwd.relay.pump import DRY, END, FULL, MORE, Mover
+from fastfwd.relay.pump import DRY, END, FULL, MORE, Mover, Tally
 from fastfwd.relay.splicing import movers
 from tests.relay.ends import MOVERS, Ends, between
 from tests.sockets import noise
@@ -20,7 +20,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> dict[str, Mover]:
     made: dict[str, Mover] = {}
 
     def both(pool: PipePool) -> Mover:
-        made["copy"], made["splice"] = movers(pool)
+        made["copy"], made["splice"] = movers(pool, Tally())
         return made["copy"]
 
     make: Callable[[PipePool], Mover] = both

@@ -158,7 +158,7 @@ class Book:
     """An EventLog over `descriptor` whose lines are the numbers of its events, with its figures."""
 
     def __init__(self, descriptor: int, width: int = 20) -> None:
-        self.row = Scoreboard(1).row(0)
+        self.row = Scoreboard(1, 0).row(0)
         self.width = width
         self.log = EventLog(descriptor, self.text, self.row)
         self.count = 0

@@ -28,12 +28,12 @@ PARTS = (
 
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"config", "supervisor"},
+    "cli": {"config", "observe", "supervisor"},
     "supervisor": {"config", "worker", "observe", "channel", "resolver"},
     "worker": {"relay", "observe", "channel"},
     "resolver": {"channel", "config", "worker"},
     "config": set(),
-    "observe": set(),
+    "observe": {"channel"},
     "relay": set(),
     "channel": set(),
     "model": set(),

@@ -1,0 +1,421 @@
+"""Status -> Prometheus metrics: the one list of every metric there is.
+
+The exporter renders what it yields; docs/metrics.md, the alerts and the dashboard name
+nothing else (a test compares). Pure. A series that is known in advance is there from
+the start, as 0; no label ever holds a client's address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from fastfwd.observe.status import Distribution, ForwardStatus, Status, WorkerStatus
+
+Series = Iterable[tuple[tuple[str, ...], float | Distribution]]
+"""(label values in the order of the labels, value) of every sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: `type` is counter, gauge or histogram; `read` finds its samples."""
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    help: str
+    read: Callable[[Status], Series]
+
+    def family(self, status: Status) -> Family:
+        """Its samples in `status`."""
+        if self.type == "counter":
+            counter = CounterMetricFamily(self.name, self.help, labels=self.labels)
+            for values, value in self.read(status):
+                assert not isinstance(value, Distribution)
+                counter.add_metric(values, value)
+            return counter
+        if self.type == "gauge":
+            gauge = GaugeMetricFamily(self.name, self.help, labels=self.labels)
+            for values, value in self.read(status):
+                assert not isinstance(value, Distribution)
+                gauge.add_metric(values, value)
+            return gauge
+        histogram = HistogramMetricFamily(self.name, self.help, labels=self.labels)
+        for values, value in self.read(status):
+            assert isinstance(value, Distribution)
+            buckets = [(str(float(bound)), count) for bound, count in value.buckets]
+            histogram.add_metric(values, [*buckets, ("+Inf", value.count)], value.sum)
+        return histogram
+
+
+def _one(read: Callable[[Status], float]) -> Callable[[Status], Series]:
+    return lambda status: [((), read(status))]
+
+
+def _forwards(read: Callable[[ForwardStatus], float | Distribution]) -> Callable[[Status], Series]:
+    return lambda status: (((each.forward, each.proto), read(each)) for each in status.forwards)
+
+
+def _forwards_by(read: Callable[[ForwardStatus], dict[str, int]]) -> Callable[[Status], Series]:
+    return lambda status: (
+        ((each.forward, each.proto, word), count)
+        for each in status.forwards
+        for word, count in read(each).items()
+    )
+
+
+def _backends(read: Callable[[ForwardStatus], float | Distribution]) -> Callable[[Status], Series]:
+    return lambda status: (((each.forward,), read(each)) for each in status.forwards)
+
+
+def _workers(read: Callable[[WorkerStatus], float | Distribution | None]) -> Callable[[Status], Series]:
+    return lambda status: (
+        ((str(each.slot),), value) for each in status.workers if (value := read(each)) is not None
+    )
+
+
+def _workers_by(
+    read: Callable[[WorkerStatus], dict[str, int] | dict[str, float]],
+) -> Callable[[Status], Series]:
+    return lambda status: (
+        ((str(each.slot), word), value) for each in status.workers for word, value in read(each).items()
+    )
+
+
+def _info(status: Status) -> Series:
+    for each in status.forwards:
+        if each.configured:
+            yield (each.forward, each.proto, each.listen, each.target, each.tls), 1
+
+
+def _queues(read: str) -> Callable[[Status], Series]:
+    return lambda status: (
+        ((each.forward, str(queue.slot)), getattr(queue, read))
+        for each in status.forwards
+        for queue in each.queues
+    )
+
+
+def _failures(status: Status) -> Series:
+    for each in status.forwards:
+        for reason, count in each.connect_failures.items():
+            yield (each.forward, reason), count
+
+
+def _resolved(status: Status) -> Series:
+    for each in status.forwards:
+        if each.dns_last_success is not None:
+            yield (each.forward,), each.dns_last_success
+
+
+FORWARD: Final = ("forward", "proto")
+SLOT: Final = ("slot",)
+
+METRICS: Final = (
+    Metric(
+        "fastfwd_build_info",
+        "gauge",
+        ("version", "python_version"),
+        "Always 1; which fastfwd this is.",
+        lambda status: [((status.version, status.python), 1)],
+    ),
+    Metric(
+        "fastfwd_start_time_seconds",
+        "gauge",
+        (),
+        "When the supervisor started, since the epoch.",
+        _one(lambda status: status.started),
+    ),
+    Metric(
+        "fastfwd_forward_info",
+        "gauge",
+        ("forward", "proto", "listen", "target", "tls"),
+        "Always 1; what a forward of the present configuration is, for joins.",
+        _info,
+    ),
+    Metric(
+        "fastfwd_config_last_reload_successful",
+        "gauge",
+        (),
+        "Whether the last start or reload was applied.",
+        _one(lambda status: status.config.last_reload_successful),
+    ),
+    Metric(
+        "fastfwd_config_last_reload_success_timestamp_seconds",
+        "gauge",
+        (),
+        "When a configuration was applied last, since the epoch.",
+        _one(lambda status: status.config.last_reload),
+    ),
+    Metric(
+        "fastfwd_config_reloads_total",
+        "counter",
+        (),
+        "Reloads tried.",
+        _one(lambda status: status.config.reloads),
+    ),
+    Metric(
+        "fastfwd_config_reload_failures_total",
+        "counter",
+        (),
+        "Reloads refused.",
+        _one(lambda status: status.config.reload_failures),
+    ),
+    Metric(
+        "fastfwd_connections_accepted_total",
+        "counter",
+        FORWARD,
+        "Connections let in.",
+        _forwards(lambda each: each.accepted),
+    ),
+    Metric(
+        "fastfwd_connections_opened_total",
+        "counter",
+        FORWARD,
+        "Connections for which a first dial was begun.",
+        _forwards(lambda each: each.opened),
+    ),
+    Metric(
+        "fastfwd_connections_denied_total",
+        "counter",
+        (*FORWARD, "reason"),
+        "Connections refused before a dial.",
+        _forwards_by(lambda each: each.denied),
+    ),
+    Metric(
+        "fastfwd_connections_closed_total",
+        "counter",
+        (*FORWARD, "outcome"),
+        "Connections ended, by the word that ends their log line.",
+        _forwards_by(lambda each: each.closed),
+    ),
+    Metric(
+        "fastfwd_connections_active",
+        "gauge",
+        FORWARD,
+        "Connections let in and not ended.",
+        _forwards(lambda each: each.active),
+    ),
+    Metric(
+        "fastfwd_client_received_bytes_total",
+        "counter",
+        FORWARD,
+        "Bytes received from clients.",
+        _forwards(lambda each: each.received_bytes),
+    ),
+    Metric(
+        "fastfwd_client_sent_bytes_total",
+        "counter",
+        FORWARD,
+        "Bytes sent to clients.",
+        _forwards(lambda each: each.sent_bytes),
+    ),
+    Metric(
+        "fastfwd_connection_duration_seconds",
+        "histogram",
+        FORWARD,
+        "From accept to close.",
+        _forwards(lambda each: each.duration_seconds),
+    ),
+    Metric(
+        "fastfwd_backend_connects_total",
+        "counter",
+        ("forward",),
+        "Dials, one per address tried.",
+        _backends(lambda each: each.connects),
+    ),
+    Metric(
+        "fastfwd_backend_connect_failures_total",
+        "counter",
+        ("forward", "reason"),
+        "Dials that failed.",
+        _failures,
+    ),
+    Metric(
+        "fastfwd_backend_connect_duration_seconds",
+        "histogram",
+        ("forward",),
+        "How long the dials that succeeded took.",
+        _backends(lambda each: each.connect_seconds),
+    ),
+    Metric(
+        "fastfwd_dns_lookups_total",
+        "counter",
+        (),
+        "Name look-ups that have ended.",
+        _one(lambda status: status.dns["lookups"]),
+    ),
+    Metric(
+        "fastfwd_dns_lookup_failures_total",
+        "counter",
+        (),
+        "Name look-ups that gave no address.",
+        _one(lambda status: status.dns["failures"]),
+    ),
+    Metric(
+        "fastfwd_dns_last_success_timestamp_seconds",
+        "gauge",
+        ("forward",),
+        "When the name of a forward's target was last looked up with success, since the epoch; 0: never.",
+        _resolved,
+    ),
+    Metric(
+        "fastfwd_accept_errors_total",
+        "counter",
+        ("reason",),
+        "Failures of accept(2).",
+        lambda status: (((reason,), count) for reason, count in status.accept_errors.items()),
+    ),
+    Metric(
+        "fastfwd_accept_paused_seconds_total",
+        "counter",
+        SLOT,
+        "Time without accepting for want of descriptors or memory.",
+        _workers(lambda each: each.accept_paused_seconds),
+    ),
+    Metric(
+        "fastfwd_listener_queue_length",
+        "gauge",
+        ("forward", "slot"),
+        "Connections waiting to be accepted, within the last second.",
+        _queues("length"),
+    ),
+    Metric(
+        "fastfwd_listener_queue_limit", "gauge", ("forward", "slot"), "How many may wait.", _queues("limit")
+    ),
+    Metric(
+        "fastfwd_spliced_bytes_total",
+        "counter",
+        SLOT,
+        "Bytes moved by splice(2), which never left the kernel.",
+        _workers(lambda each: each.spliced_bytes),
+    ),
+    Metric(
+        "fastfwd_copied_bytes_total",
+        "counter",
+        SLOT,
+        "Bytes moved through the worker's buffer.",
+        _workers(lambda each: each.copied_bytes),
+    ),
+    Metric(
+        "fastfwd_pipes",
+        "gauge",
+        ("slot", "state"),
+        "Pipes for splice(2).",
+        _workers_by(lambda each: each.pipes),
+    ),
+    Metric(
+        "fastfwd_pipes_short_total",
+        "counter",
+        SLOT,
+        "Pipes that the kernel refused or gave smaller than asked.",
+        _workers(lambda each: each.pipes_short),
+    ),
+    Metric(
+        "fastfwd_workers_configured", "gauge", (), "Slots.", _one(lambda status: status.workers_configured)
+    ),
+    Metric(
+        "fastfwd_workers_running",
+        "gauge",
+        (),
+        "Workers that serve.",
+        _one(lambda status: status.workers_running),
+    ),
+    Metric(
+        "fastfwd_worker_restarts_total",
+        "counter",
+        ("slot", "reason"),
+        "Workers that ended unplanned.",
+        _workers_by(lambda each: each.restarts),
+    ),
+    Metric(
+        "fastfwd_worker_start_time_seconds",
+        "gauge",
+        SLOT,
+        "When the slot's worker was started, since the epoch.",
+        _workers(lambda each: each.started),
+    ),
+    Metric(
+        "fastfwd_worker_heartbeat_timestamp_seconds",
+        "gauge",
+        SLOT,
+        "When the worker last came round its loop, since the epoch.",
+        _workers(lambda each: each.heartbeat),
+    ),
+    Metric(
+        "fastfwd_worker_open_fds",
+        "gauge",
+        SLOT,
+        "File descriptors the worker has open.",
+        _workers(lambda each: each.open_fds),
+    ),
+    Metric(
+        "fastfwd_worker_max_fds",
+        "gauge",
+        SLOT,
+        "File descriptors the worker may have open.",
+        _workers(lambda each: each.max_fds),
+    ),
+    Metric(
+        "fastfwd_worker_resident_memory_bytes",
+        "gauge",
+        SLOT,
+        "The worker's resident memory, what it shares included.",
+        _workers(lambda each: each.memory_bytes),
+    ),
+    Metric(
+        "fastfwd_worker_cpu_seconds_total",
+        "counter",
+        ("slot", "mode"),
+        "Processor time of the slot's workers, past ones included.",
+        _workers_by(lambda each: each.cpu_seconds),
+    ),
+    Metric(
+        "fastfwd_worker_loop_lag_seconds",
+        "histogram",
+        SLOT,
+        "The longest turn of the loop in each 50 ms or longer: what something ready may have waited.",
+        _workers(lambda each: each.loop_lag_seconds),
+    ),
+    Metric(
+        "fastfwd_log_lines_total",
+        "counter",
+        (),
+        "Lines written to the connection log.",
+        _one(lambda status: status.log["lines"]),
+    ),
+    Metric(
+        "fastfwd_log_lines_dropped_total",
+        "counter",
+        (),
+        "Lines of the connection log lost because it would not take them.",
+        _one(lambda status: status.log["dropped"]),
+    ),
+    # The collector's own: it knows when it is done.
+    Metric(
+        "fastfwd_scrape_collect_seconds", "gauge", (), "How long collecting took, this time.", lambda _: ()
+    ),
+)
+
+
+class StatusCollector(Collector):
+    """One scrape's metrics, in METRICS' order."""
+
+    def __init__(self, observe: Callable[[], Status]) -> None:
+        """`observe()` gives the Status to show."""
+        self._observe = observe
+
+    def collect(self) -> Iterator[Family]:
+        """Every family, made one by one."""
+        begun = perf_counter()
+        status = self._observe()
+        *families, own = METRICS
+        for metric in families:
+            yield metric.family(status)
+        yield GaugeMetricFamily(own.name, own.help, value=perf_counter() - begun)

@@ -1,0 +1,173 @@
+"""The exporter: a process that shows what happened to whoever asks over HTTP.
+
+The supervisor forks it when the configuration says `metrics`, tells it where to listen
+and whose the scoreboard's rows are, and starts another one when it dies. It has no
+rights, sees the scoreboard read-only, and never touches a session: nothing that happens
+to it or in it can disturb one.
+
+    /metrics   Prometheus text or OpenMetrics
+    /status    the same facts as JSON; /status?history with the last two minutes' rates
+    /healthz   200 while the supervisor and at least one worker beat
+    /readyz    200 while every slot serves
+    /          a page for people
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+import hashlib
+import logging
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+from prometheus_client.exposition import choose_encoder
+
+from fastfwd.channel import Channel, Message
+from fastfwd.observe.collector import StatusCollector
+from fastfwd.observe.http import Answer, HttpServer, Request
+from fastfwd.observe.observer import INTERVAL, Observer
+from fastfwd.observe.scoreboard import Scoreboard, State
+
+BEAT: Final = 1.0
+"""Seconds between two words to the supervisor, whose watchdog kills a silent child."""
+
+NICENESS: Final = 5
+"""A scrape's arithmetic must wait for the bytes of clients, not they for it (nice(2))."""
+
+TEXT: Final = "text/plain; charset=utf-8"
+
+log = logging.getLogger("fastfwd")
+
+
+class Exporter:
+    """State of the process."""
+
+    def __init__(self, channel: Channel, scoreboard: Scoreboard) -> None:
+        self.observer = Observer(scoreboard)
+        self._channel = channel
+        self._server = HttpServer(self.answer)
+        self._page = Answer(503, TEXT, b"no page yet\n")
+        self._collector = StatusCollector(self.observer.status)
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until told to stop, or until the supervisor is gone: its successor wants the
+        port."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_complain)
+        loop.add_reader(self._channel.fileno(), self._hear)
+        self._repeat(loop, BEAT, self._beat)
+        self._repeat(loop, INTERVAL, self.observer.sample)
+        await self._stopped.wait()
+        self._server.close()
+
+    def answer(self, request: Request) -> Answer | None:
+        """The answer to a GET, None for an unknown path."""
+        path = request.path
+        if path == "/metrics":
+            return self._metrics(request.headers.get("accept", ""))
+        if path == "/status":
+            status = self.observer.status(history=request.query == "history")
+            return Answer(200, "application/json", orjson.dumps(status, option=orjson.OPT_APPEND_NEWLINE))
+        if path == "/healthz":
+            return _verdict(self.observer.beating(), "the supervisor, or every worker, has stopped beating")
+        if path == "/readyz":
+            return self._ready()
+        return self._page if path == "/" else None
+
+    def _metrics(self, accept: str) -> Answer:
+        encode, content_type = choose_encoder(accept)
+        return Answer(200, content_type, encode(self._collector))
+
+    def _ready(self) -> Answer:
+        state = self.observer.state()
+        serving, slots = self.observer.serving(), self.observer.slots
+        if state is not State.SERVING:
+            return _verdict(False, state.name.lower())
+        return _verdict(serving == slots, f"{serving} of {slots} workers serve")
+
+    def _repeat(self, loop: asyncio.AbstractEventLoop, seconds: float, action: Callable[[], None]) -> None:
+        def again() -> None:
+            loop.call_later(seconds, again)
+            action()
+
+        again()
+
+    def _beat(self) -> None:
+        self._channel.send({"op": "beat"})
+
+    # -- orders
+
+    def _hear(self) -> None:
+        messages, alive = self._channel.receive()
+        for message, descriptors in messages:
+            self._obey(message, descriptors or [])
+        if not alive:
+            self._stopped.set()
+
+    def _obey(self, message: Message, descriptors: list[int]) -> None:
+        operation = message["op"]
+        if operation == "rows":
+            self.observer.rows, self.observer.file = message["rows"], message["file"]
+        elif operation == "worker":
+            self.observer.worker(message["slot"], message["pid"], descriptors[0] if descriptors else None)
+        elif operation == "listen":
+            self._page = page(message["page"])
+            for descriptor in descriptors:
+                sock = socket.socket(fileno=descriptor)
+                sock.setblocking(False)
+                self._listening = asyncio.ensure_future(self._server.listen(sock))
+        elif operation == "stop":
+            self._stopped.set()
+
+
+def page(html: bytes) -> Answer:
+    """The status page, with a policy that lets its own script and style run and nothing else
+    (Content Security Policy Level 3)."""
+    policy = [
+        "default-src 'none'",
+        "connect-src 'self'",
+        "img-src data:",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    ]
+    for element in ("script", "style"):
+        inline = re.findall(rb"<%b>(.*?)</%b>" % (element.encode(), element.encode()), html, re.DOTALL)
+        sums = (base64.b64encode(hashlib.sha256(each).digest()).decode() for each in inline)
+        policy.append(" ".join([f"{element}-src", *(f"'sha256-{each}'" for each in sums)]))
+    return Answer(200, "text/html; charset=utf-8", html, (("Content-Security-Policy", "; ".join(policy)),))
+
+
+def _verdict(good: bool, why_not: str) -> Answer:
+    return Answer(200, TEXT, b"ok\n") if good else Answer(503, TEXT, f"{why_not}\n".encode())
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    log.error("exporter: %s", context["message"], exc_info=context.get("exception"))
+
+
+def main(channel: Channel, scoreboard: Scoreboard, become: Callable[[], None]) -> int:
+    """Be the exporter in this freshly forked process; `become()` drops its privileges.
+    Returns the exit status."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    with open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write("fastfwd-metrics")
+    os.nice(NICENESS)
+    exporter = Exporter(channel, scoreboard)
+    # Once of each: what is imported on first use must come before the rights to read it go.
+    for accept in ("", "application/openmetrics-text; version=1.0.0"):
+        exporter.answer(Request("/metrics", "", {"accept": accept}))
+    become()
+    scoreboard.protect()
+    gc.collect()
+    gc.freeze()
+    asyncio.run(exporter.run())
+    return 0

@@ -1,0 +1,352 @@
+"""Reads the scoreboard and /proc into a Status, and remembers enough for rates.
+
+The exporter owns one and calls `sample` every INTERVAL. It only looks: a worker that
+vanishes between two looks leaves a None, never an error.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic, time
+from typing import Final, NamedTuple
+
+import psutil
+
+from fastfwd import __version__
+from fastfwd.observe.rows import Row
+from fastfwd.observe.scoreboard import (
+    CLOSED,
+    CONNECT_TIME,
+    DURATION,
+    LAG,
+    Cell,
+    ForwardCell,
+    Histogram,
+    Scoreboard,
+    State,
+    SupervisorCell,
+    WatchCell,
+)
+from fastfwd.observe.status import (
+    ConfigStatus,
+    Distribution,
+    ForwardStatus,
+    History,
+    Queue,
+    Rates,
+    Status,
+    Totals,
+    WorkerStatus,
+)
+
+INTERVAL: Final = 2.0
+"""Seconds between samples: what a rate is taken over."""
+
+SAMPLES: Final = 61
+"""Two minutes of rates."""
+
+LATE: Final = 5.0
+"""Seconds without a heartbeat after which a process does not count as beating."""
+
+OUTCOMES: Final = {
+    "done-local-closed": ForwardCell.CLOSED_LOCAL,
+    "done-remote-closed": ForwardCell.CLOSED_REMOTE,
+    "local-socket-failed": ForwardCell.CLOSED_SOCKET,
+    "local-bind-failed": ForwardCell.CLOSED_BIND,
+    "local-connect-failed": ForwardCell.CLOSED_CONNECT,
+    "worker-died": ForwardCell.CLOSED_DIED,
+}
+DENIALS: Final = {"not_allowed": ForwardCell.NOT_ALLOWED, "denied": ForwardCell.DENIED}
+CONNECT_FAILURES: Final = {
+    "refused": ForwardCell.REFUSED,
+    "timeout": ForwardCell.TIMEOUT,
+    "unreachable": ForwardCell.UNREACHABLE,
+    "reset": ForwardCell.RESET,
+    "resolve": ForwardCell.RESOLVE,
+    "local": ForwardCell.LOCAL,
+}
+ACCEPT_ERRORS: Final = {
+    "emfile": Cell.ACCEPT_EMFILE,
+    "enfile": Cell.ACCEPT_ENFILE,
+    "enobufs": Cell.ACCEPT_ENOBUFS,
+    "aborted": Cell.ACCEPT_ABORTED,
+    "other": Cell.ACCEPT_OTHER,
+}
+RESTARTS: Final = {
+    "exit": WatchCell.EXITED,
+    "signal": WatchCell.SIGNALLED,
+    "watchdog": WatchCell.UNRESPONSIVE,
+}
+
+RATED: Final = (ForwardCell.ACCEPTED, ForwardCell.RECEIVED, ForwardCell.SENT)
+"""What rates are taken of, in the order of Rates."""
+
+
+class Sample(NamedTuple):
+    """Figures of one moment (monotonic seconds): RATED of every row, by its number, and the
+    processor seconds of every slot."""
+
+    when: float
+    figures: array[int]
+    processor: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A worker's process, and its /proc/PID/fd if it could be opened."""
+
+    process: psutil.Process | None
+    open_files: int | None
+
+
+class Observer:
+    """`rows` and `file` are the supervisor's to tell, and so is every worker."""
+
+    def __init__(self, scoreboard: Scoreboard) -> None:
+        self.rows: Sequence[Row] = ()
+        self.file = ""
+        self.slots = scoreboard.slots
+        self._board = scoreboard
+        self._workers: dict[int, Watched] = {}
+        self._processor: dict[tuple[int, str], float] = {}
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
+
+    def worker(self, slot: int, pid: int, open_files: int | None) -> None:
+        """The process `pid` is the worker of `slot` now; `open_files` is a descriptor of its
+        /proc/PID/fd, which becomes the observer's."""
+        old = self._workers.get(slot)
+        if old is not None and old.open_files is not None:
+            os.close(old.open_files)
+        try:
+            process = psutil.Process(pid)
+        except psutil.Error:
+            process = None
+        self._workers[slot] = Watched(process, open_files)
+
+    def sample(self) -> None:
+        """Take the figures that rates are made of."""
+        highest = max((row.number for row in self.rows), default=-1)
+        figures = array("Q", bytes(8 * len(RATED) * (highest + 1)))
+        for row in self.rows:
+            for slot in range(self._board.slots):
+                cells = self._board.forward(row.number, slot)
+                for place, cell in enumerate(RATED):
+                    figures[len(RATED) * row.number + place] += cells[cell]
+        processor = [sum(self._cpu(slot).values()) for slot in range(self._board.slots)]
+        self._samples.append(Sample(monotonic(), figures, processor))
+
+    def beating(self) -> bool:
+        """Whether the supervisor and at least one worker come round their loops."""
+        now = monotonic()
+        workers = (
+            now - self._board.read(slot, Cell.HEARTBEAT) / 1e9
+            for slot in range(self._board.slots)
+            if self._running(slot)
+        )
+        return now - self._board.supervisor[SupervisorCell.HEARTBEAT] / 1e9 < LATE and any(
+            age < LATE for age in workers
+        )
+
+    def state(self) -> State:
+        """What the program is doing."""
+        return State(self._board.supervisor[SupervisorCell.STATE])
+
+    def serving(self) -> int:
+        """How many slots have a worker that serves."""
+        return sum(self._running(slot) for slot in range(self._board.slots))
+
+    def status(self, *, history: bool = False) -> Status:
+        """Everything there is to tell now; the forwards' `history` only if asked for."""
+        own = self._board.supervisor.tolist()
+        slots = range(self._board.slots)
+        workers = [self._worker(slot) for slot in slots]
+        forwards = [self._forward(row, history=history) for row in self.rows]
+        return Status(
+            version=__version__,
+            python=platform.python_version(),
+            pid=os.getppid(),
+            time=time(),
+            started=own[SupervisorCell.STARTED] / 1e9,
+            state=self.state().name.lower(),
+            config=ConfigStatus(
+                file=self.file,
+                last_reload_successful=bool(own[SupervisorCell.RELOAD_OK]),
+                last_reload=own[SupervisorCell.RELOADED] / 1e9,
+                reloads=own[SupervisorCell.RELOADS],
+                reload_failures=own[SupervisorCell.RELOAD_FAILURES],
+            ),
+            workers_configured=len(workers),
+            workers_running=sum(worker.running for worker in workers),
+            log={
+                "lines": self._board.total(Cell.LOG_LINES),
+                "dropped": self._board.total(Cell.LOG_DROPPED),
+            },
+            dns={"lookups": own[SupervisorCell.LOOKUPS], "failures": own[SupervisorCell.LOOKUP_FAILURES]},
+            accept_errors={reason: self._board.total(cell) for reason, cell in ACCEPT_ERRORS.items()},
+            interval=INTERVAL,
+            totals=Totals(
+                accepted=sum(each.accepted for each in forwards),
+                active=sum(each.active for each in forwards),
+                denied=sum(sum(each.denied.values()) for each in forwards),
+                closed=sum(sum(each.closed.values()) for each in forwards),
+                received_bytes=sum(each.received_bytes for each in forwards),
+                sent_bytes=sum(each.sent_bytes for each in forwards),
+                rates=self._total_rates(forwards),
+            ),
+            forwards=forwards,
+            workers=workers,
+        )
+
+    def _forward(self, row: Row, *, history: bool) -> ForwardStatus:
+        board = self._board
+        parts = [board.forward(row.number, slot).tolist() for slot in range(board.slots)]
+        cells = [sum(column) for column in zip(*parts, strict=True)]
+        forward = row.forward
+        queues = [
+            Queue(slot, part[ForwardCell.QUEUE_LENGTH], part[ForwardCell.QUEUE_LIMIT])
+            for slot, part in enumerate(parts)
+        ]
+        return ForwardStatus(
+            forward=row.label,
+            proto=row.protocol.value,
+            listen="" if forward is None else str(forward.listen),
+            target="" if forward is None else str(forward.target),
+            tls="off",
+            configured=forward is not None,
+            accepted=cells[ForwardCell.ACCEPTED],
+            opened=cells[ForwardCell.OPENED],
+            active=cells[ForwardCell.ACCEPTED] - sum(cells[CLOSED.start : CLOSED.stop]),
+            denied={reason: cells[cell] for reason, cell in DENIALS.items()},
+            closed={outcome: cells[cell] for outcome, cell in OUTCOMES.items()},
+            received_bytes=cells[ForwardCell.RECEIVED],
+            sent_bytes=cells[ForwardCell.SENT],
+            connects=cells[ForwardCell.CONNECTS],
+            connect_failures={reason: cells[cell] for reason, cell in CONNECT_FAILURES.items()},
+            connect_seconds=distribution(CONNECT_TIME, cells),
+            duration_seconds=distribution(DURATION, cells),
+            dns_last_success=parts[0][ForwardCell.RESOLVED] / 1e9 if row.named else None,
+            queues=[] if forward is None else queues,
+            rates=self._rates(row.number, -1),
+            history=self._history(row.number) if history else None,
+        )
+
+    def _worker(self, slot: int) -> WorkerStatus:
+        row = self._board.row(slot).tolist()
+        watch = self._board.watch(slot).tolist()
+        watched = self._workers.get(slot)
+        memory = most = None
+        if watched is not None and watched.process is not None and watch[WatchCell.PID]:
+            try:
+                with watched.process.oneshot():
+                    memory = watched.process.memory_info().rss
+                    most = watched.process.rlimit(psutil.RLIMIT_NOFILE)[0]
+            except psutil.Error:
+                pass  # it has just gone
+        return WorkerStatus(
+            slot=slot,
+            pid=watch[WatchCell.PID],
+            running=self._running(slot),
+            started=watch[WatchCell.BORN] / 1e9,
+            heartbeat=time() - (monotonic() - row[Cell.HEARTBEAT] / 1e9),
+            sessions=row[Cell.SESSIONS],
+            open_fds=None if watched is None or most is None else _count(watched.open_files),
+            max_fds=most,
+            memory_bytes=memory,
+            cpu_seconds=self._cpu(slot),
+            cpu_load=self._load(slot),
+            restarts={reason: watch[cell] for reason, cell in RESTARTS.items()},
+            accept_paused_seconds=row[Cell.ACCEPT_PAUSED] / 1e9,
+            pipes={"lent": row[Cell.PIPES_LENT], "idle": row[Cell.PIPES_IDLE]},
+            pipes_short=row[Cell.PIPES_SHORT],
+            spliced_bytes=row[Cell.SPLICED],
+            copied_bytes=row[Cell.COPIED],
+            loop_lag_seconds=distribution(LAG, row),
+        )
+
+    def _running(self, slot: int) -> bool:
+        return bool(self._board.watch(slot)[WatchCell.SERVING])
+
+    def _cpu(self, slot: int) -> dict[str, float]:
+        """Processor seconds of the slot's workers, dead and living. The supervisor adds a dead
+        one's a moment after its process has vanished: the higher figure stays meanwhile."""
+        watch = self._board.watch(slot)
+        dead = {"user": watch[WatchCell.CPU_USER] / 1e6, "system": watch[WatchCell.CPU_SYSTEM] / 1e6}
+        watched = self._workers.get(slot)
+        if watched is not None and watched.process is not None:
+            try:
+                times = watched.process.cpu_times()
+                dead["user"] += times.user
+                dead["system"] += times.system
+            except psutil.Error:
+                pass
+        for mode, seconds in dead.items():
+            dead[mode] = self._processor[slot, mode] = max(seconds, self._processor.get((slot, mode), 0.0))
+        return dead
+
+    def _load(self, slot: int) -> float | None:
+        if len(self._samples) < 2:
+            return None
+        before, after = self._samples[-2], self._samples[-1]
+        return round((after.processor[slot] - before.processor[slot]) / (after.when - before.when), 3)
+
+    def _rates(self, number: int, last: int) -> Rates | None:
+        """The rates of a row between the sample `last` (an index) and the one before."""
+        if len(self._samples) < 2:
+            return None
+        before, after = self._samples[last - 1], self._samples[last]
+        seconds = after.when - before.when
+        return Rates(
+            *(
+                round(max(0, _figure(after, number, place) - _figure(before, number, place)) / seconds, 1)
+                for place in range(len(RATED))
+            )
+        )
+
+    def _history(self, number: int) -> History:
+        rates = [self._rates(number, last) for last in range(1 - len(self._samples), 0)]
+        known = [each for each in rates if each is not None]
+        return History(
+            [each.connections for each in known],
+            [each.received_bytes for each in known],
+            [each.sent_bytes for each in known],
+        )
+
+    def _total_rates(self, forwards: Sequence[ForwardStatus]) -> Rates | None:
+        known = [each.rates for each in forwards if each.rates is not None]
+        if len(self._samples) < 2:
+            return None
+        return Rates(
+            round(sum(each.connections for each in known), 1),
+            round(sum(each.received_bytes for each in known), 1),
+            round(sum(each.sent_bytes for each in known), 1),
+        )
+
+
+def distribution(histogram: Histogram, cells: Sequence[int]) -> Distribution:
+    """A row's histogram, cumulative."""
+    count = 0
+    buckets = []
+    for place, bound in enumerate(histogram.bounds, histogram.first):
+        count += cells[place]
+        buckets.append((bound, count))
+    return Distribution(cells[histogram.sum] / 1e6, count + cells[histogram.sum - 1], buckets)
+
+
+def _figure(sample: Sample, number: int, place: int) -> int:
+    at = len(RATED) * number + place
+    return sample.figures[at] if at < len(sample.figures) else 0
+
+
+def _count(open_files: int | None) -> int | None:
+    """The entries of a /proc/PID/fd. Linux 6.2 and newer gives their number as its size."""
+    if open_files is None:
+        return None
+    try:
+        return os.fstat(open_files).st_size or len(os.listdir(open_files))
+    except OSError:  # ENOENT: the process has gone
+        return None

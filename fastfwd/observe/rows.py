@@ -1,0 +1,78 @@
+"""Which forward has which row of the scoreboard.
+
+supervisor/main assigns rows at start and at every reload; workers and exporter are told.
+A forward is known by its label, as operators know it: one whose target changes, or that
+a reload takes away and a later one brings back, goes on counting in the same row. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fastfwd.model import Forward, Protocol
+
+Key = tuple[str, Protocol]
+
+SPARE: Final = 4096
+"""Rows beyond those of the forwards at start, for what reloads bring."""
+
+
+class FullError(Exception):
+    """There are more forwards than rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row's `number` and whose it is. `forward` is None once a reload has taken it away;
+    `named` says that its target is a host name."""
+
+    number: int
+    label: str
+    protocol: Protocol
+    forward: Forward | None
+    named: bool = False
+
+
+def key(forward: Forward) -> Key:
+    """What a forward is known by. Forwards that listen on port 0 of one address, and have
+    no `name=`, share it, and their row."""
+    return forward.label, forward.listen.protocol
+
+
+def assign(
+    known: Mapping[Key, int], forwards: Sequence[Forward], capacity: int, idle: Callable[[int], bool]
+) -> dict[Key, int]:
+    """The rows for a configuration's `forwards`, given those `known` so far, which keep theirs.
+
+    Once all `capacity` rows are taken, new forwards get those of forwards that are gone,
+    the longest-gone first, unless one of its connections lives (`idle(number)` says).
+    The order of the answer is that of going: those still wanted come last. Raises FullError.
+    """
+    wanted = dict.fromkeys(key(forward) for forward in forwards)
+    gone = {each: number for each, number in known.items() if each not in wanted}
+    kept = {each: known[each] for each in wanted if each in known}
+    fresh = [each for each in wanted if each not in known]
+    unused = sorted(set(range(min(capacity, len(known) + len(fresh)))) - set(known.values()))
+    for each in fresh:
+        if unused:
+            kept[each] = unused.pop(0)
+            continue
+        victim = next((old for old, number in gone.items() if idle(number)), None)
+        if victim is None:
+            raise FullError
+        kept[each] = gone.pop(victim)
+    return gone | kept
+
+
+def rows(
+    numbers: Mapping[Key, int], forwards: Sequence[Forward], named: Callable[[Forward], bool]
+) -> list[Row]:
+    """Every row in use: those of `forwards` in their order, then those of forwards that are
+    gone. `named(forward)` says whether its target is a name."""
+    present: dict[Key, Forward] = {}
+    for forward in forwards:
+        present.setdefault(key(forward), forward)
+    serving = [Row(numbers[each], *each, forward, named(forward)) for each, forward in present.items()]
+    return serving + [Row(number, *each, None) for each, number in numbers.items() if each not in present]

@@ -1,0 +1,143 @@
+"""The facts that operators see, as types: what /status says in JSON, field by field.
+
+observe/observer fills them in; observe/collector makes metrics of them, observe/terminal a
+page of text. Seconds and bytes, times since the epoch; None where a fact is not to be had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A histogram of seconds: `buckets` are (upper bound, how many up to it), without the
+    last one, which is `count`."""
+
+    sum: float
+    count: int
+    buckets: list[tuple[float, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Per second, over the last interval."""
+
+    connections: float
+    received_bytes: float
+    sent_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Rates per interval, oldest first."""
+
+    connections: list[float]
+    received_bytes: list[float]
+    sent_bytes: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A listener's accept queue."""
+
+    slot: int
+    length: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardStatus:
+    """One forward. `configured` is False once a reload has taken it away."""
+
+    forward: str
+    proto: str
+    listen: str
+    target: str
+    tls: str
+    configured: bool
+    accepted: int
+    opened: int
+    active: int
+    denied: dict[str, int]
+    closed: dict[str, int]
+    received_bytes: int
+    sent_bytes: int
+    connects: int
+    connect_failures: dict[str, int]
+    connect_seconds: Distribution
+    duration_seconds: Distribution
+    dns_last_success: float | None
+    queues: list[Queue]
+    rates: Rates | None
+    history: History | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One slot and the worker in it. `pid` 0: there is none."""
+
+    slot: int
+    pid: int
+    running: bool
+    started: float
+    heartbeat: float
+    sessions: int
+    open_fds: int | None
+    max_fds: int | None
+    memory_bytes: int | None
+    cpu_seconds: dict[str, float]
+    cpu_load: float | None
+    restarts: dict[str, int]
+    accept_paused_seconds: float
+    pipes: dict[str, int]
+    pipes_short: int
+    spliced_bytes: int
+    copied_bytes: int
+    loop_lag_seconds: Distribution
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigStatus:
+    """The configuration file and its reloads."""
+
+    file: str
+    last_reload_successful: bool
+    last_reload: float
+    reloads: int
+    reload_failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over all forwards, also those that are gone."""
+
+    accepted: int
+    active: int
+    denied: int
+    closed: int
+    received_bytes: int
+    sent_bytes: int
+    rates: Rates | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything, at `time`. `state` is starting, serving or draining."""
+
+    version: str
+    python: str
+    pid: int
+    time: float
+    started: float
+    state: str
+    config: ConfigStatus
+    workers_configured: int
+    workers_running: int
+    log: dict[str, int]
+    dns: dict[str, int]
+    accept_errors: dict[str, int]
+    interval: float
+    totals: Totals
+    forwards: list[ForwardStatus]
+    workers: list[WorkerStatus]

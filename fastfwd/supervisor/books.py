@@ -1,0 +1,128 @@
+"""What the supervisor writes on the scoreboard: its own life, the workers', reloads, names, queues.
+
+supervisor/main calls it as things happen; the exporter reads. It decides nothing, and
+it must never write a cell of a worker that lives.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from fastfwd.model import Config, ConfigError, Forward, Origin, Problem
+from fastfwd.observe.rows import FullError, Key, assign, key
+from fastfwd.observe.scoreboard import ForwardCell, Scoreboard, State, SupervisorCell, WatchCell
+from fastfwd.supervisor.children import Child, Death
+from fastfwd.supervisor.listeners import Listeners, Place, queue
+
+
+class Books:
+    """Everything here is a store or two."""
+
+    def __init__(self, scoreboard: Scoreboard) -> None:
+        self._scoreboard = scoreboard
+        self._own = scoreboard.supervisor
+
+    # -- the supervisor itself
+
+    def started(self) -> None:
+        """The first configuration has been applied."""
+        self._own[SupervisorCell.STARTED] = self._own[SupervisorCell.RELOADED] = time.time_ns()
+        self._own[SupervisorCell.RELOAD_OK] = 1
+
+    def state(self, state: State) -> None:
+        """What the whole program is doing from now on."""
+        self._own[SupervisorCell.STATE] = state
+
+    def beat(self) -> None:
+        """The supervisor has come round its loop."""
+        self._own[SupervisorCell.HEARTBEAT] = time.monotonic_ns()
+
+    def reload_begun(self) -> None:
+        """A reload is tried."""
+        self._own[SupervisorCell.RELOADS] += 1
+
+    def reload_ended(self, *, applied: bool) -> None:
+        """It has been applied, or refused."""
+        self._own[SupervisorCell.RELOAD_OK] = applied
+        if applied:
+            self._own[SupervisorCell.RELOADED] = time.time_ns()
+        else:
+            self._own[SupervisorCell.RELOAD_FAILURES] += 1
+
+    # -- workers
+
+    def born(self, worker: Child) -> None:
+        """`worker` has been forked."""
+        watch = self._scoreboard.watch(worker.slot)
+        watch[WatchCell.PID] = worker.pid
+        watch[WatchCell.BORN] = time.time_ns()
+
+    def serving(self, worker: Child) -> None:
+        """`worker` accepts connections."""
+        self._scoreboard.watch(worker.slot)[WatchCell.SERVING] = 1
+
+    def died(self, death: Death, numbers: Iterable[int], *, planned: bool) -> None:
+        """A worker is dead; `numbers` are the rows in use."""
+        slot = death.child.slot
+        watch = self._scoreboard.watch(slot)
+        watch[WatchCell.CPU_USER] += int(death.user * 1e6)
+        watch[WatchCell.CPU_SYSTEM] += int(death.system * 1e6)
+        watch[WatchCell.PID] = watch[WatchCell.SERVING] = 0
+        self._scoreboard.settle(slot, numbers)
+        if planned:
+            return
+        if death.child.unresponsive:
+            watch[WatchCell.UNRESPONSIVE] += 1
+        else:
+            watch[WatchCell.SIGNALLED if death.code < 0 else WatchCell.EXITED] += 1
+
+    # -- forwards
+
+    def assign(self, config: Config, numbers: Mapping[Key, int]) -> dict[Key, int]:
+        """The rows for `config`, given those in use. Raises ConfigError when there are too few."""
+        capacity = self._scoreboard.forwards
+        try:
+            return assign(numbers, config.forwards, capacity, self._idle)
+        except FullError:
+            text = f"expected at most {capacity} forwards without a restart, found {len(config.forwards)}"
+            raise ConfigError([Problem(Origin(config.file, 0), text)]) from None
+
+    def reassigned(self, old: Mapping[Key, int], new: Mapping[Key, int]) -> None:
+        """Rows go to other forwards: those that belonged to one that is gone begin at 0."""
+        used = set(old.values())
+        for each, number in new.items():
+            if number in used and old.get(each) != number:
+                self._scoreboard.clear(number)
+
+    def looked_up(self, *, failed: bool) -> None:
+        """The resolver has answered."""
+        self._own[SupervisorCell.LOOKUPS] += 1
+        self._own[SupervisorCell.LOOKUP_FAILURES] += failed
+
+    def resolved(
+        self, forwards: Sequence[Forward], numbers: Mapping[Key, int], when: Mapping[str, int]
+    ) -> None:
+        """The targets' names were looked up with success `when` (nanoseconds since the epoch)."""
+        for forward in forwards:
+            if forward.target.host in when:
+                row = self._scoreboard.forward(numbers[key(forward)], 0)
+                row[ForwardCell.RESOLVED] = when[forward.target.host]
+
+    def queues(self, places: Sequence[Place], numbers: Mapping[Key, int], listeners: Listeners) -> None:
+        """The accept queues' lengths. The supervisor looks, because it is a worker that is
+        stuck whose queue grows."""
+        found: dict[tuple[int, int], tuple[int, int]] = {}
+        for place in places:
+            number = numbers[key(place.forward)]
+            for slot, listener in enumerate(listeners.held.get(place.key, ())):
+                length, limit = queue(listener)
+                others = found.get((number, slot), (0, 0))
+                found[number, slot] = length + others[0], limit + others[1]
+        for (number, slot), (length, limit) in found.items():
+            row = self._scoreboard.forward(number, slot)
+            row[ForwardCell.QUEUE_LENGTH] = length
+            row[ForwardCell.QUEUE_LIMIT] = limit
+
+    def _idle(self, number: int) -> bool:
+        return self._scoreboard.active(number) == 0

@@ -1,0 +1,171 @@
+"""The exporter's listening socket and its page, opened and kept by the supervisor.
+
+As with the forwards' listeners, a busy port is known before anything changes, a
+privileged one can be had, and an exporter that dies leaves its clients waiting in a
+queue that its successor serves. supervisor/main opens it at start, supervisor/reload
+at every reload. It must never answer a client itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fastfwd.model import Config, ConfigError, MetricsAddress, Problem
+from fastfwd.observe import PAGE
+
+BACKLOG: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a configuration's `metrics` needs: the `sock`, None when the one held already is
+    it; the status page; for a Unix socket the `inode` it has made."""
+
+    address: MetricsAddress
+    sock: socket.socket | None
+    page: bytes
+    inode: tuple[int, int] | None = None
+
+
+class MetricsPort:
+    """`sock` is the socket held, `page` what the exporter shows at `/`."""
+
+    def __init__(self) -> None:
+        self.sock: socket.socket | None = None
+        self.page = b""
+        self._address: MetricsAddress | None = None
+        self._inode: tuple[int, int] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the exporter is found; the port is the one the kernel gave."""
+        if self.sock is None or self._address is None:
+            return ""
+        if self._address.path is not None:
+            return str(self._address)
+        host, port = self.sock.getsockname()[:2]
+        return f"http://{MetricsAddress(host, port)}/"
+
+    def open(self, config: Config) -> Opened | None:
+        """Open what `config` asks for; None when it asks for nothing. What is held is not
+        touched. Raises ConfigError."""
+        address = config.metrics
+        if address is None:
+            return None
+        try:
+            page = Path(PAGE).read_bytes()
+        except OSError as error:
+            text = f"cannot read the status page {PAGE}: {error.strerror}"
+            raise ConfigError([Problem(config.origin("metrics"), text)]) from None
+        if address == self._address:
+            return Opened(address, None, page, self._inode)
+        try:
+            if address.path is None:
+                return Opened(address, self._listen(address), page)
+            return Opened(address, *_listen_unix(address.path, page))
+        except OSError as error:
+            text = f"cannot serve metrics on {address}: {error.strerror or error}"
+            raise ConfigError([Problem(config.origin("metrics"), text)]) from None
+
+    def commit(self, opened: Opened | None) -> bool:
+        """Hold what was opened instead of what is held. Returns whether the socket is another
+        one now."""
+        if opened is not None and opened.sock is None:
+            self.page = opened.page
+            return False
+        changed = self.sock is not None or opened is not None
+        self.close()
+        if opened is not None:
+            self.sock, self.page, self._address = opened.sock, opened.page, opened.address
+            self._inode = opened.inode
+        return changed
+
+    def close(self) -> None:
+        """Close the socket, and remove it from the file system if it is there still."""
+        if self._address is not None and self._address.path is not None and self._inode is not None:
+            _remove(self._address.path, self._inode)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the socket in a new child, whose closing it means nothing."""
+        if self.sock is not None:
+            self.sock.close()
+        self.sock = self._address = self._inode = None
+
+    def _listen(self, address: MetricsAddress) -> socket.socket:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        ours = self.sock is not None and self._address is not None and self._address.port == address.port != 0
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            # As in listeners: nobody may share the port, but a reload that swaps 127.0.0.1
+            # for 0.0.0.0 meets its own socket there.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, ours)
+            sock.bind((address.host, address.port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+
+def discard(opened: Opened | None) -> None:
+    """Close what was opened and is not wanted after all."""
+    if opened is not None and opened.sock is not None:
+        opened.sock.close()
+        if opened.address.path is not None and opened.inode is not None:
+            _remove(opened.address.path, opened.inode)
+
+
+def _listen_unix(path: str, page: bytes) -> tuple[socket.socket, bytes, tuple[int, int]]:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _make_room(path)
+        sock.setblocking(False)
+        sock.bind(path)
+        # Whoever reaches the directory may ask, as everybody on this host may ask a
+        # loopback port; no client's address is in the answer.
+        os.chmod(path, 0o666)
+        sock.listen(BACKLOG)
+        return sock, page, _inode(path)
+    except OSError:
+        sock.close()
+        raise
+
+
+def _make_room(path: str) -> None:
+    """Remove a socket that nobody listens on any more. Raises OSError for anything else."""
+    try:
+        kind = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(kind):
+        raise OSError(errno.EEXIST, "there is something else than a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(path) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    os.unlink(path)
+
+
+def _inode(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
+
+
+def _remove(path: str, inode: tuple[int, int]) -> None:
+    try:
+        if _inode(path) == inode:
+            os.unlink(path)
+    except OSError:  # gone already, or in a directory we may not write to: nothing is lost
+        pass
