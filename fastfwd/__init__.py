@@ -1,3 +1,3 @@
 """fastfwd: a TCP forwarder that takes rinetd's configuration and uses every core."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

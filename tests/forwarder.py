@@ -34,6 +34,7 @@ READY = {"fastfwd": "ready:", "rinetd": "rinetd: starting redirections..."}
 
 WORKER = re.compile(r"fastfwd-w(\d+)")
 RESOLVER = "fastfwd-dns"
+EXPORTER = "fastfwd-metrics"
 
 COLUMNS = (
     *("time", "client", "listen", "listen_port", "connect", "connect_port"),
@@ -159,7 +160,15 @@ class Forwarder:
 
     def resolver(self) -> int | None:
         """The pid of the resolver, if there is one."""
-        found = [child.pid for child in processes.children(self.pid) if child.comm == RESOLVER]
+        return self.child(RESOLVER)
+
+    def exporter(self) -> int | None:
+        """The pid of the exporter, if there is one."""
+        return self.child(EXPORTER)
+
+    def child(self, comm: str) -> int | None:
+        """The pid of the child with that name."""
+        found = [child.pid for child in processes.children(self.pid) if child.comm == comm]
         return found[0] if found else None
 
     def pids(self) -> list[int]:

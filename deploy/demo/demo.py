@@ -4,7 +4,8 @@ Starts a backend in this process and fastfwd as a child, in the foreground, on a
 demo.conf in a temporary directory; says where to look; stops both and removes the
 directory on Ctrl-C. Knows nothing of the program but its command line.
 
-Environment: DEMO_PORT, the port fastfwd listens on (default 8080); the backend takes the next one.
+Environment: DEMO_PORT, the port fastfwd listens on (default 8080); the backend takes the next one,
+the status page the one after that.
 """
 
 from __future__ import annotations
@@ -110,11 +111,11 @@ def fail(text: str) -> int:
 
 
 def chosen_port() -> int:
-    """DEMO_PORT as a number; ValueError if there is no room for it and the backend's."""
+    """DEMO_PORT as a number; ValueError if there is no room for it and the next two."""
     text = os.environ.get("DEMO_PORT", "8080")
     port = int(text) if text.isascii() and text.isdigit() else 0
-    if not 1 <= port < 65535:
-        raise ValueError(f"DEMO_PORT must be a number from 1 to 65534, not {text!r}")
+    if not 1 <= port < 65534:
+        raise ValueError(f"DEMO_PORT must be a number from 1 to 65533, not {text!r}")
     return port
 
 
@@ -137,6 +138,7 @@ def write_configuration(run: Path, listen: int, backend: int) -> tuple[Path, Pat
         (f"{HOST} 8080", f"{HOST} {listen}"),
         (f"{HOST} 8081", f"{HOST} {backend}"),
         ("logfile fastfwd-demo.log", f"logfile {log}"),
+        (f"metrics {HOST}:9464", f"metrics {HOST}:{backend + 1}"),
     ):
         assert old in text, f"demo.conf has no {old!r}"
         text = text.replace(old, new)
@@ -164,6 +166,7 @@ def guide(listen: int, backend: int, supervisor: int, conf: Path, log: Path) -> 
         ("Look", f"open {url} or: curl {url}"),
         ("Hold on", f"curl -N {url}clock"),
         ("", "one session, a line a second, until you end it"),
+        ("Watch", f"open http://{HOST}:{backend + 1}/ or: {sys.executable} -m fastfwd --status -c {conf}"),
         ("The log", f"tail -f {log}"),
         ("Reload", f"edit {conf}, then: kill -HUP {supervisor}"),
         ("", "new rules are for new connections; the open session stays"),
@@ -196,13 +199,15 @@ def main() -> int:
     port = listen
     try:
         require_free(listen)
+        port = listen + 2
+        require_free(port)
         port = listen + 1
         backend = Backend(listen, port)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             other = 18080 if listen != 18080 else 28080
             return fail(
-                f"port {port} is in use. The demo needs two free ports in a row; choose them with\n"
+                f"port {port} is in use. The demo needs three free ports in a row; choose them with\n"
                 f"      DEMO_PORT={other} make run"
             )
         return fail(f"cannot listen on port {port}: {error.strerror}")

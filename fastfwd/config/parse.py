@@ -220,10 +220,11 @@ class _Reader:
             return
         number = None
         if word != "auto":
-            if re.fullmatch("0*[1-9][0-9]{0,3}", word) is None or int(word) > MOST_WORKERS:
+            digits = word.lstrip("0")  # int() refuses thousands of them
+            if re.fullmatch("[1-9][0-9]{0,3}", digits) is None or int(digits) > MOST_WORKERS:
                 self.wrong(expected(what, word))
                 return
-            number = int(word)
+            number = int(digits)
         self.set("workers")
         self.settings = replace(self.settings, workers=number)
 
@@ -260,10 +261,10 @@ class _Reader:
             self.wrong(expected(f"{what} with an IPv6 address, and nothing else, in square brackets", word))
         elif (address := numeric(bare)) is None:
             self.wrong(expected(f"{what} with a numeric address (every one is '0.0.0.0' or '[::]')", word))
-        elif len(port.lstrip("0")) > 5 or int(port) > 65535:
+        elif len(digits := port.lstrip("0") or "0") > 5 or int(digits) > 65535:
             self.wrong(expected("a port from 0 to 65535", port))
         else:
-            return MetricsAddress(address.text, int(port))
+            return MetricsAddress(address.text, int(digits))
         return None
 
     def metrics_path(self, path: str) -> MetricsAddress | None:

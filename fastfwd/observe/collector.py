@@ -349,6 +349,13 @@ METRICS: Final = (
         _workers(lambda each: each.heartbeat),
     ),
     Metric(
+        "fastfwd_worker_sessions",
+        "gauge",
+        SLOT,
+        "Sessions and dials the worker has open.",
+        _workers(lambda each: each.sessions),
+    ),
+    Metric(
         "fastfwd_worker_open_fds",
         "gauge",
         SLOT,

@@ -90,12 +90,13 @@ class Limits(NamedTuple):
     """
 
     connections: int = 128
-    """Open at a time. One more, and the one that has waited longest for its client is aborted,
-    never the newcomer: half-open requests must not shut out a scrape."""
+    """Open at a time. One more, and the one that has waited longest for its client, to complete a
+    request or to take any of its answer, ends; never the newcomer: half-open requests
+    must not shut out a scrape."""
 
     answers: int = 8
     """Answers being sent that the kernel did not take at once. One more, and the one whose
-    client has taken nothing for longest is aborted."""
+    client has taken nothing for longest ends."""
 
     request_bytes: int = 8 << 10
     """The request line and the headers."""
@@ -234,12 +235,13 @@ class HttpServer:
     # Connections wait
 
     def _wait(self, connection: _Connection) -> None:
-        """`connection` begins to wait for its client."""
+        """`connection` waits for its client from now on."""
         self._waiting[connection] = None
         self._waiting.move_to_end(connection)
 
     def _progress(self, connection: _Connection) -> None:
         """The client of `connection` took a part of its answer, and the rest waits."""
+        self._wait(connection)
         self._sending[connection] = None
         self._sending.move_to_end(connection)
         if len(self._sending) > self._limits.answers:
@@ -278,8 +280,6 @@ class _Connection:
     def close(self) -> None:
         """End it; with a reset if the client has not taken everything, or the kernel would go on
         offering it the rest for minutes."""
-        if self._sock.fileno() < 0:
-            return
         self._unwatch()
         if _untaken(self._sock):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -335,7 +335,6 @@ class _Connection:
         buffer = self._buffer
         if leading := LEADING.match(buffer):
             del buffer[: leading.end()]
-            start = 0
         if not buffer:
             return False
         if self._ended or len(buffer) == self._limits.request_bytes:

@@ -174,7 +174,7 @@ class Observer:
             started=own[SupervisorCell.STARTED] / 1e9,
             state=self.state().name.lower(),
             config=ConfigStatus(
-                file=self.file,
+                file=os.fsencode(self.file).decode(errors="replace"),  # JSON is UTF-8, a path is bytes
                 last_reload_successful=bool(own[SupervisorCell.RELOAD_OK]),
                 last_reload=own[SupervisorCell.RELOADED] / 1e9,
                 reloads=own[SupervisorCell.RELOADS],
@@ -277,7 +277,11 @@ class Observer:
         watch = self._board.watch(slot)
         dead = {"user": watch[WatchCell.CPU_USER] / 1e6, "system": watch[WatchCell.CPU_SYSTEM] / 1e6}
         watched = self._workers.get(slot)
-        if watched is not None and watched.process is not None:
+        if (
+            watched is not None
+            and watched.process is not None
+            and watched.process.pid == watch[WatchCell.PID]
+        ):
             try:
                 times = watched.process.cpu_times()
                 dead["user"] += times.user

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from typing import Final
 
 CELL: Final = 8
+LARGEST: Final = 2**64 - 1
 LINE: Final = 8
 """Cells per cache line: what different processes write lies on different lines."""
 
@@ -219,7 +220,8 @@ class Scoreboard:
         with it, and what it had is gone."""
         for number in numbers:
             row = self.forward(number, slot)
-            row[ForwardCell.CLOSED_DIED] += active(row)
+            # Nothing is believed of what a dead worker has left: the sum must fit all the same.
+            row[ForwardCell.CLOSED_DIED] = min(row[ForwardCell.CLOSED_DIED] + max(0, active(row)), LARGEST)
         row = self.row(slot)
         for cell in (Cell.SESSIONS, Cell.PIPES_LENT, Cell.PIPES_IDLE):
             row[cell] = 0

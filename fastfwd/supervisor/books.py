@@ -1,7 +1,8 @@
 """What the supervisor writes on the scoreboard: its own life, the workers', reloads, names, queues.
 
-supervisor/main calls it as things happen; the exporter reads. It decides nothing, and
-it must never write a cell of a worker that lives.
+supervisor/main calls it as things happen; the exporter reads. It decides nothing, must
+never write a cell of a worker that lives, and never reads what it has written: every
+process can write to the scoreboard, and one that has gone mad could write anything.
 """
 
 from __future__ import annotations
@@ -16,66 +17,85 @@ from fastfwd.supervisor.children import Child, Death
 from fastfwd.supervisor.listeners import Listeners, Place, queue
 
 
+class Ledger:
+    """A row with the figures that it should hold."""
+
+    def __init__(self, row: memoryview) -> None:
+        """Write to `row`, which is nobody else's to write."""
+        self._row = row
+        self._figures = [0] * len(row)
+
+    def put(self, cell: int, figure: int) -> None:
+        """Set a cell."""
+        self._figures[cell] = self._row[cell] = figure
+
+    def add(self, cell: int, figure: int = 1) -> None:
+        """Add to a cell."""
+        self.put(cell, self._figures[cell] + figure)
+
+
 class Books:
     """Everything here is a store or two."""
 
     def __init__(self, scoreboard: Scoreboard) -> None:
         self._scoreboard = scoreboard
-        self._own = scoreboard.supervisor
+        self._own = Ledger(scoreboard.supervisor)
+        self._slots = [Ledger(scoreboard.watch(slot)) for slot in range(scoreboard.slots)]
 
     # -- the supervisor itself
 
     def started(self) -> None:
         """The first configuration has been applied."""
-        self._own[SupervisorCell.STARTED] = self._own[SupervisorCell.RELOADED] = time.time_ns()
-        self._own[SupervisorCell.RELOAD_OK] = 1
+        now = time.time_ns()
+        self._own.put(SupervisorCell.STARTED, now)
+        self._own.put(SupervisorCell.RELOADED, now)
+        self._own.put(SupervisorCell.RELOAD_OK, 1)
 
     def state(self, state: State) -> None:
         """What the whole program is doing from now on."""
-        self._own[SupervisorCell.STATE] = state
+        self._own.put(SupervisorCell.STATE, state)
 
     def beat(self) -> None:
         """The supervisor has come round its loop."""
-        self._own[SupervisorCell.HEARTBEAT] = time.monotonic_ns()
+        self._own.put(SupervisorCell.HEARTBEAT, time.monotonic_ns())
 
     def reload_begun(self) -> None:
         """A reload is tried."""
-        self._own[SupervisorCell.RELOADS] += 1
+        self._own.add(SupervisorCell.RELOADS)
 
     def reload_ended(self, *, applied: bool) -> None:
         """It has been applied, or refused."""
-        self._own[SupervisorCell.RELOAD_OK] = applied
+        self._own.put(SupervisorCell.RELOAD_OK, applied)
         if applied:
-            self._own[SupervisorCell.RELOADED] = time.time_ns()
+            self._own.put(SupervisorCell.RELOADED, time.time_ns())
         else:
-            self._own[SupervisorCell.RELOAD_FAILURES] += 1
+            self._own.add(SupervisorCell.RELOAD_FAILURES)
 
     # -- workers
 
     def born(self, worker: Child) -> None:
         """`worker` has been forked."""
-        watch = self._scoreboard.watch(worker.slot)
-        watch[WatchCell.PID] = worker.pid
-        watch[WatchCell.BORN] = time.time_ns()
+        self._slots[worker.slot].put(WatchCell.PID, worker.pid)
+        self._slots[worker.slot].put(WatchCell.BORN, time.time_ns())
 
     def serving(self, worker: Child) -> None:
         """`worker` accepts connections."""
-        self._scoreboard.watch(worker.slot)[WatchCell.SERVING] = 1
+        self._slots[worker.slot].put(WatchCell.SERVING, 1)
 
     def died(self, death: Death, numbers: Iterable[int], *, planned: bool) -> None:
         """A worker is dead; `numbers` are the rows in use."""
-        slot = death.child.slot
-        watch = self._scoreboard.watch(slot)
-        watch[WatchCell.CPU_USER] += int(death.user * 1e6)
-        watch[WatchCell.CPU_SYSTEM] += int(death.system * 1e6)
-        watch[WatchCell.PID] = watch[WatchCell.SERVING] = 0
-        self._scoreboard.settle(slot, numbers)
+        slot = self._slots[death.child.slot]
+        slot.add(WatchCell.CPU_USER, int(death.user * 1e6))
+        slot.add(WatchCell.CPU_SYSTEM, int(death.system * 1e6))
+        slot.put(WatchCell.PID, 0)
+        slot.put(WatchCell.SERVING, 0)
+        self._scoreboard.settle(death.child.slot, numbers)
         if planned:
             return
         if death.child.unresponsive:
-            watch[WatchCell.UNRESPONSIVE] += 1
+            slot.add(WatchCell.UNRESPONSIVE)
         else:
-            watch[WatchCell.SIGNALLED if death.code < 0 else WatchCell.EXITED] += 1
+            slot.add(WatchCell.SIGNALLED if death.code < 0 else WatchCell.EXITED)
 
     # -- forwards
 
@@ -97,8 +117,8 @@ class Books:
 
     def looked_up(self, *, failed: bool) -> None:
         """The resolver has answered."""
-        self._own[SupervisorCell.LOOKUPS] += 1
-        self._own[SupervisorCell.LOOKUP_FAILURES] += failed
+        self._own.add(SupervisorCell.LOOKUPS)
+        self._own.add(SupervisorCell.LOOKUP_FAILURES, failed)
 
     def resolved(
         self, forwards: Sequence[Forward], numbers: Mapping[Key, int], when: Mapping[str, int]

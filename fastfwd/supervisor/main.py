@@ -48,6 +48,9 @@ MISSED: Final = 5
 """Ticks without a heartbeat after which a worker is killed. Ticks, not seconds: after the
 whole machine has stood still everybody's heartbeat is old."""
 
+BEGINNING: Final = 60
+"""Ticks that the exporter has for its libraries, which is long for a machine that is busy."""
+
 STOP_LIMIT: Final = 5.0
 """Seconds the workers have to write their last lines before they are killed."""
 
@@ -282,13 +285,17 @@ class Supervisor:
         for child in self.children.living.values():
             if child.slot == RESOLVER:
                 continue
-            beat = child.beat
-            if child.slot != EXPORTER:  # which has no row to write to, and says "beat"
+            beat, patience = child.beat, MISSED
+            if child.slot != EXPORTER:
                 beat = self.scoreboard.read(child.slot, Cell.HEARTBEAT)
+            elif not beat:  # it has no row to write to, and says "beat" once it has begun
+                patience = BEGINNING
             child.missed = 0 if beat != child.beat else child.missed + 1
             child.beat = beat
-            if child.missed >= MISSED:
-                log.error("%s has not come round its loop for %.0f s; killing it", child.title, MISSED * TICK)
+            if child.missed >= patience:
+                log.error(
+                    "%s has not come round its loop for %.0f s; killing it", child.title, patience * TICK
+                )
                 self.children.kill(child)
                 child.unresponsive = True
                 child.missed = 0
@@ -368,10 +375,11 @@ class Supervisor:
             child.close()
             if self._reload is not None:
                 self._reload.forget(child)
-            planned = self._stop_by is not None or (self._draining and code == 0)
+            wanted = self._wanted(child.slot)
+            planned = self._stop_by is not None or (code == 0 and not wanted)
             if child.slot >= 0:
                 self.books.died(death, self.setup.numbers.values(), planned=planned)
-            if planned or not self._wanted(child.slot):
+            if not wanted:
                 self.children.forget(child.slot)
             if planned:
                 continue
@@ -381,7 +389,7 @@ class Supervisor:
                 self.children.forget(child.slot)
                 self._stop()
                 continue
-            what_next = "starting another" if self._wanted(child.slot) else "not replaced"
+            what_next = "starting another" if wanted else "not replaced"
             log.error("%s (process %d) %s; %s", child.title, child.pid, words, what_next)
 
     def _wanted(self, slot: int) -> bool:

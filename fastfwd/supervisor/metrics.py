@@ -100,7 +100,8 @@ class MetricsPort:
 
     def _listen(self, address: MetricsAddress) -> socket.socket:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        ours = self.sock is not None and self._address is not None and self._address.port == address.port != 0
+        held = self.sock
+        ours = held is not None and held.family != socket.AF_UNIX and held.getsockname()[1] == address.port
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)

@@ -1,7 +1,8 @@
 """Which configurations rinetd 0.73 loads: rows found by running it.
 
 ACCEPTED and REJECTED hold what fastfwd loads and refuses, by name; the quirks (see
-the module `quirks`) say where rinetd differs. Only numeric addresses, so that a
+the module `quirks`) say where rinetd differs. OWN holds the lines that fastfwd has added:
+rinetd refuses them, so no file of rinetd's changes its meaning by them. Only numeric addresses, so that a
 row is judged without a name service, but for `localhost` where the name is the point.
 """
 
@@ -64,6 +65,18 @@ ACCEPTED: dict[str, bytes] = {
     "100 forwards": b"".join(b"127.0.0.1 %d 127.0.0.1 3001\n" % port for port in range(2001, 2101)),
     "no end of the last line": b"logcommon\n" + ONE,
     "CR ends the last line": ONE + b"\r",
+}
+
+OWN: dict[str, bytes] = {
+    "workers": b"workers 2\n",
+    "user": b"user root\n",
+    "group": b"group root\n",
+    "logformat": b"logformat json\n",
+    "logduration": b"logduration\n",
+    "metrics": b"metrics 127.0.0.1:9464\n",
+    "metrics, IPv6": b"metrics [::1]:0\n",
+    "metrics, unix": b"metrics unix:/run/metrics.sock\n",
+    "name=": ONE + b" [name=db]\n",
 }
 
 REJECTED: dict[str, bytes] = {

@@ -143,7 +143,9 @@ QUIRKS = (
     Quirk(
         "fastfwd's own words",
         (Kind.ACCEPTED, Kind.LINE),
-        _hears(r"invalid syntax at line \d+: *(?:workers|user|group|logformat|logduration|.*name[ \t]*=)"),
+        _hears(
+            r"invalid syntax at line \d+: *(?:workers|user|group|logformat|logduration|metrics|.*name[ \t]*=)"
+        ),
         "does not know them",
         "knows them",
         "what rinetd has no word for",

@@ -75,6 +75,75 @@ def test_listeners_beside_each_other(first: str, second: str) -> None:
     assert messages(f"{first} 192.0.2.9 80\n{second} 192.0.2.9 80\n") == []
 
 
+@pytest.mark.parametrize(
+    ("metrics", "listen", "how"),
+    [
+        ("127.0.0.1:9464", "127.0.0.1 9464", "the same as"),
+        ("127.0.0.8:9464", "127.0.0.010 9464", "the same as"),
+        ("[::1]:9464", "0:0::1 9464", "the same as"),
+        ("[::]:9464", ":: 9464", "the same as"),
+        ("0.0.0.0:9464", "127.0.0.1 9464", "which takes in"),
+        ("[::]:9464", "127.0.0.1 9464", "which takes in"),
+        ("[::]:9464", "0.0.0.0 9464", "which takes in"),
+        ("[::]:9464", "::1 9464", "which takes in"),
+        ("127.0.0.1:9464", "0.0.0.0 9464", "which is taken in by"),
+        ("127.0.0.1:9464", ":: 9464", "which is taken in by"),
+        ("0.0.0.0:9464", ":: 9464", "which is taken in by"),
+        ("[::1]:9464", ":: 9464", "which is taken in by"),
+        ("[::ffff:127.0.0.1]:9464", "127.0.0.1 9464", "the same as"),
+        ("[::ffff:7f00:1]:9464", "0.0.0.0 9464", "which is taken in by"),
+        ("127.0.0.1:9464", "::ffff:7f00:1 9464", "the same as"),
+        ("0.0.0.0:9464", "::ffff:7f00:1 9464", "which takes in"),
+    ],
+)
+def test_metrics_port_in_a_forwards_way(metrics: str, listen: str, how: str) -> None:
+    """A metrics port that a forward has is one problem, where `metrics` stands, and names the forward."""
+    [message] = messages(f"\n{listen} 192.0.2.9 80\nmetrics {metrics}\n")
+    assert message.startswith(
+        f"3: expected a metrics port of its own, found '{metrics.replace('7f00:1', '127.0.0.1')}', "
+    )
+    assert f", {how} '" in message
+    assert message.endswith(" of line 2")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "listen"),
+    [
+        ("127.0.0.1:9464", "127.0.0.2 9464"),
+        ("127.0.0.1:9464", "127.0.0.1 9465"),
+        ("127.0.0.1:9464", "::1 9464"),
+        ("0.0.0.0:9464", "::1 9464"),
+        ("[::1]:9464", "0.0.0.0 9464"),
+        ("127.0.0.1:0", "127.0.0.1 0"),
+        ("0.0.0.0:0", "127.0.0.1 9464"),
+        ("127.0.0.1:9464", "0.0.0.0 0"),
+        ("127.0.0.1:9464", "name 9464"),
+        ("unix:/run/x", "0.0.0.0 9464"),
+    ],
+)
+def test_metrics_port_beside_a_forward(metrics: str, listen: str) -> None:
+    """Other addresses, other ports, port 0, a Unix socket and names that may be anything are left alone."""
+    assert messages(f"{listen} 192.0.2.9 80\nmetrics {metrics}\n") == []
+
+
+def test_metrics_port_and_udp_share_a_number() -> None:
+    """A UDP listener has nothing to do with the metrics port."""
+    found = messages("127.0.0.1 9464/udp 192.0.2.9 80\nmetrics 127.0.0.1:9464\n")
+    assert not any("metrics port" in message for message in found)
+
+
+def test_metrics_port_meets_a_bind_name_by_its_first_address() -> None:
+    """Once the name is known, the forward is a listener like any other."""
+    text = "name 9464 192.0.2.9 80\nmetrics 127.0.0.1:9464\n"
+    assert len(messages(text, {"name": [LO4, LO6]})) == 1
+    assert messages(text, {"name": [LO6, LO4]}) == []
+
+
+def test_forward_to_the_metrics_port() -> None:
+    """The exporter may be a backend like any other."""
+    assert messages("127.0.0.1 2001 127.0.0.1 9464\nmetrics 127.0.0.1:9464\n") == []
+
+
 def test_tcp_and_udp_share_a_port() -> None:
     """A TCP and a UDP listener are never in each other's way."""
     found = messages("127.0.0.1 2001 192.0.2.9 80\n127.0.0.1 2001/udp 192.0.2.9 80\n")

@@ -18,7 +18,7 @@ from fastfwd.config.check import check
 from fastfwd.config.parse import parse
 from fastfwd.config.resolve import Unresolvable, hosts, lookup, numeric
 from fastfwd.model import Address, Config, Endpoint, Problem
-from tests.config.acceptance import ACCEPTED, REJECTED
+from tests.config.acceptance import ACCEPTED, OWN, REJECTED
 from tests.config.oracle import NamespaceError, Oracle, Verdict
 from tests.config.quirks import QUIRKS, Case, Kind
 from tests.peers import lack, require_peer
@@ -258,6 +258,14 @@ text_file = st.builds(lambda data, end: data + end, text, st.sampled_from([b"\n"
 def test_row_of_the_acceptance_table(oracle: Oracle, data: bytes) -> None:
     """rinetd and fastfwd judge every row alike, quirks excepted."""
     assert unexplained(judge(data, oracle.judge(data))) == []
+
+
+@pytest.mark.parametrize("data", OWN.values(), ids=OWN)
+def test_line_of_fastfwds_own(oracle: Oracle, data: bytes) -> None:
+    """rinetd has no meaning for what fastfwd has added, and that is a known difference."""
+    case = judge(data, oracle.judge(data))
+    assert (case.problems, case.verdict.accepted) == ((), False)
+    assert unexplained(case) == []
 
 
 @fuzz

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastfwd.config.load import LARGEST, load
-from fastfwd.model import Config, ConfigError
+from fastfwd.config.load import LARGEST, load, metrics_address
+from fastfwd.model import Config, ConfigError, MetricsAddress
 from tests.config.acceptance import ONE
 
 
@@ -139,6 +139,58 @@ def test_absolute_names_stay(tmp_path: Path) -> None:
     assert load(written(tmp_path, b"logfile /var/log/x\n")).logfile == "/var/log/x"
 
 
+def test_relative_path_of_the_metrics_socket_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts from where the program was started, like every file's name."""
+    monkeypatch.chdir(tmp_path)
+    config = load(written(tmp_path, b"metrics unix:run/x\n"))
+    assert config.metrics == MetricsAddress(path=str(tmp_path / "run/x"))
+
+
+def test_relative_path_of_a_daemons_metrics_socket(tmp_path: Path) -> None:
+    """Who has left the directory he was started in says which it was."""
+    config = load(written(tmp_path, b"metrics unix:x\n"), directory="/srv")
+    assert config.metrics == MetricsAddress(path="/srv/x")
+
+
+@pytest.mark.parametrize("line", [b"metrics unix:/run/x", b"metrics [::1]:9464"])
+def test_other_metrics_addresses_stay(tmp_path: Path, line: bytes) -> None:
+    """An absolute path and an address are taken as written."""
+    config = load(written(tmp_path, line), directory="/srv")
+    assert f"metrics {config.metrics}".encode() == line
+
+
+def test_no_exporter_stays_none(tmp_path: Path) -> None:
+    """Without the directive there is no exporter."""
+    assert load(written(tmp_path, ONE)).metrics is None
+
+
+def test_metrics_port_of_a_forward_is_refused(tmp_path: Path) -> None:
+    """The conflict is an error of the file."""
+    [message] = errors(written(tmp_path, ONE + b"\nmetrics 127.0.0.1:2001\n"))
+    assert message.startswith("2: expected a metrics port of its own, ")
+
+
+def test_where_the_exporter_listens_is_told_in_spite_of_errors(tmp_path: Path) -> None:
+    """Whoever asks a running program may find its file half edited."""
+    path = written(tmp_path, b"garbage\nmetrics 127.0.0.1:9464\nuser nosuchuser\n")
+    assert metrics_address(path) == MetricsAddress("127.0.0.1", 9464)
+
+
+def test_where_the_exporter_listens_without_one(tmp_path: Path) -> None:
+    """A file without `metrics` says so."""
+    assert metrics_address(written(tmp_path, ONE)) is None
+
+
+def test_where_the_exporter_listens_by_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path starts from the current directory."""
+    monkeypatch.chdir(tmp_path)
+    assert metrics_address(written(tmp_path, b"metrics unix:x\n")) == MetricsAddress(path=str(tmp_path / "x"))
+
+
 def test_no_log_stays_none(tmp_path: Path) -> None:
     """Without the directives there are no files."""
     config = load(written(tmp_path, ONE))
@@ -175,6 +227,31 @@ def test_lenient_leaves_no_loop(tmp_path: Path) -> None:
     data = b"127.0.0.1 2001 127.0.0.1 2002\n127.0.0.1 2002 127.0.0.1 2001\n127.0.0.1 2003 127.0.0.1 2003\n"
     config = load(written(tmp_path, data), lenient=True)
     assert [forward.listen.port for forward in config.forwards] == [2001]
+
+
+def test_lenient_skips_a_metrics_port_in_the_way(tmp_path: Path) -> None:
+    """Of a forward and a metrics port in each other's way the forward stays, with one warning
+    per forward."""
+    config = load(written(tmp_path, b"metrics 0.0.0.0:2001\n" + ONE + b"\n"), lenient=True)
+    assert (config.metrics, len(config.forwards)) == (None, 1)
+    [warning] = warnings(config)
+    assert warning.startswith("1: line skipped: expected a metrics port of its own, ")
+
+
+def test_lenient_skips_a_metrics_port_and_a_forward(tmp_path: Path) -> None:
+    """Two conflicts of two kinds are both got rid of."""
+    data = b"127.0.0.1 2001 127.0.0.1 80\n127.0.0.1 2001 127.0.0.1 81\nmetrics 127.0.0.1:2001\n"
+    config = load(written(tmp_path, data), lenient=True)
+    assert (config.metrics, [forward.target.port for forward in config.forwards]) == (None, [80])
+    assert [warning[:16] for warning in warnings(config)][:1] == ["2: line skipped:"]
+
+
+def test_lenient_skips_a_bad_metrics_line(tmp_path: Path) -> None:
+    """A metrics line that cannot be understood is no reason not to forward."""
+    config = load(written(tmp_path, b"metrics 9464\n" + ONE + b"\n"), lenient=True)
+    assert (config.metrics, len(config.forwards)) == (None, 1)
+    [warning] = warnings(config)
+    assert warning.startswith("1: line skipped: expected 'ADDRESS:PORT' ")
 
 
 @pytest.mark.parametrize("line", [b"deny 10.0.0.0/8", b"Deny 10.*", b"allow", b"user nosuchuser", b"user"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ import pytest
 from fastfwd.config.check import check
 from fastfwd.config.parse import GuardProblem, parse
 from fastfwd.config.pattern import never_matches, normalise
-from fastfwd.model import AccessRule, LogFormat, Origin
+from fastfwd.model import AccessRule, LogFormat, MetricsAddress, Origin
 from tests.config import golden
-from tests.config.acceptance import ACCEPTED, ONE, REJECTED
+from tests.config.acceptance import ACCEPTED, ONE, OWN, REJECTED
 
 
 def stem(path: Path) -> str:
@@ -36,9 +37,9 @@ def test_there_are_golden_pairs() -> None:
     assert golden.INVALID
 
 
-@pytest.mark.parametrize("data", ACCEPTED.values(), ids=ACCEPTED)
+@pytest.mark.parametrize("data", [*ACCEPTED.values(), *OWN.values()], ids=[*ACCEPTED, *OWN])
 def test_accepted_row(data: bytes) -> None:
-    """What rinetd loads loads here."""
+    """What rinetd loads loads here, and so do our own words."""
     config, problems = parse(data, "file", service=golden.service)
     assert problems + check(config, addresses={}, is_local=golden.loopback) == []
 
@@ -87,6 +88,76 @@ def test_logcommon_and_logformat_share_an_origin() -> None:
     config, _ = parse(b"\nlogcommon\n", "file")
     assert config.logformat is LogFormat.COMMON
     assert config.origin("logformat") == Origin("file", 2)
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("127.0.0.1:9464", MetricsAddress("127.0.0.1", 9464)),
+        ("127.0.0.1:0", MetricsAddress("127.0.0.1", 0)),
+        ("127.0.0.1:009464", MetricsAddress("127.0.0.1", 9464)),
+        ("0:9464", MetricsAddress("0.0.0.0", 9464)),
+        ("[0:0::1]:9464", MetricsAddress("::1", 9464)),
+        ("[::]:65535", MetricsAddress("::", 65535)),
+        ("unix:/run/x", MetricsAddress(path="/run/x")),
+        ("unix:x", MetricsAddress(path="x")),
+        ('unix:"/run/a b"', MetricsAddress(path="/run/a b")),
+        ("unix:/run/unix:x", MetricsAddress(path="/run/unix:x")),
+        ("unix:/" + "x" * 106, MetricsAddress(path="/" + "x" * 106)),
+    ],
+)
+def test_spelling_of_the_metrics_address(written: str, address: MetricsAddress) -> None:
+    """Every way to write where the exporter listens."""
+    config, problems = parse(f"metrics {written}\n".encode(), "file")
+    assert problems == []
+    assert config.metrics == address
+
+
+@pytest.mark.parametrize("written", ["127.0.0.1:9464", "[::1]:9464", "unix:/run/x"])
+def test_metrics_address_is_shown_as_it_is_written(written: str) -> None:
+    """What messages call the exporter's address could stand in the file."""
+    config, _ = parse(f"metrics {written}\n".encode(), "file")
+    assert str(config.metrics) == written
+
+
+def test_path_of_the_metrics_socket_that_is_not_utf8() -> None:
+    """The path keeps its bytes, as os.fsencode gives them back."""
+    config, _ = parse(b"metrics unix:/run/\xff\n", "file")
+    assert config.metrics is not None
+    assert os.fsencode(config.metrics.path or "") == b"/run/\xff"
+
+
+def test_length_of_the_metrics_path_counts_bytes() -> None:
+    """unix(7) limits bytes, not letters."""
+    _, problems = parse(b"metrics unix:/" + "\u00fc".encode() * 54 + b"\n", "file")
+    assert [problem.message[:41] for problem in problems] == ["expected a path of at most 107 bytes (uni"]
+
+
+def test_bad_metrics_line_leaves_the_good_one_before_it() -> None:
+    """An error does not undo an earlier line."""
+    config, problems = parse(b"metrics 127.0.0.1:1\nmetrics nonsense\n", "file")
+    assert len(problems) == 1
+    assert config.metrics == MetricsAddress("127.0.0.1", 1)
+    assert config.origin("metrics").line == 1
+
+
+def test_bad_metrics_line_guards_nothing() -> None:
+    """A lenient start may skip it: without an exporter nothing is open that should be closed."""
+    _, problems = parse(b"metrics nonsense\n", "file")
+    assert not isinstance(problems[0], GuardProblem)
+
+
+def test_metrics_leaves_the_rules_where_they_are() -> None:
+    """A directive between a forward and its rules is not a forward."""
+    config, _ = parse(ONE + b"\nmetrics 127.0.0.1:9464\ndeny *\n", "file")
+    assert config.forwards[0].rules == (AccessRule(False, "*"),)
+
+
+@pytest.mark.parametrize("directive", ["metrics 127.0.0.1:", "metrics [::1]:", "workers "])
+def test_number_with_thousands_of_zeros(directive: str) -> None:
+    """Zeros before a number are judged like any others, without an exception."""
+    config, problems = parse(f"{directive}{'0' * 5000}1\n".encode(), "file")
+    assert problems or config.origins
 
 
 def test_crlf() -> None:

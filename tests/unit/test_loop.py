@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfwd.worker.loop import BEAT, GRANULARITY, Handler, Loop, TimerQueue
+from tests.deadline import seconds
 
 # Timers.
 
@@ -312,6 +313,82 @@ def test_a_closed_descriptor_of_a_batch_costs_nothing(loop: Loop, pipe: tuple[in
     del loop.handlers[pipe[0]]
     os.write(pipe[1], b"x")
     turn(loop)
+
+
+# The longest turn.
+
+
+def spin(seconds: float) -> None:
+    """Keep the processor busy."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def looks(loop: Loop) -> list[float]:
+    """What `longest` is at every look at the timers from now on."""
+    seen: list[float] = []
+    loop.now_and_then.append(lambda: seen.append(loop.longest))
+    timers: TimerQueue[str] = loop.timer(GRANULARITY, lambda item: None)
+    timers.add("looks come at this pace", time.monotonic() + 3600)
+    return seen
+
+
+def test_the_longest_turn_is_told(loop: Loop, pipe: tuple[int, int]) -> None:
+    """A handler that takes its time makes a turn as long, whatever else is short."""
+    seen = looks(loop)
+    loop.watch(pipe[0], select.EPOLLIN | select.EPOLLET, lambda mask: spin(0.2))
+    os.write(pipe[1], b"x")
+    loop.now_and_then.append(lambda: stop(loop) if len(seen) == 3 else None)
+    loop.run()
+    assert max(seen) >= 0.2
+
+
+def test_work_at_the_end_belongs_to_the_turn(loop: Loop) -> None:
+    """Timers, pumps and the log's write keep others waiting like handlers do."""
+    seen = looks(loop)
+    slow = iter([0.2])
+    loop.end_of_turn.append(lambda: spin(next(slow, 0)))
+    loop.now_and_then.append(lambda: stop(loop) if len(seen) == 3 else None)
+    loop.run()
+    assert max(seen) >= 0.2
+
+
+def test_a_long_turn_is_told_once(loop: Loop, pipe: tuple[int, int]) -> None:
+    """A look at the timers tells of the turns since the last look, not of earlier ones."""
+    seen = looks(loop)
+    loop.watch(pipe[0], select.EPOLLIN | select.EPOLLET, lambda mask: spin(0.2))
+    os.write(pipe[1], b"x")
+    end = time.monotonic() + seconds(10)
+
+    def enough() -> None:
+        told = [place for place, longest in enumerate(seen) if longest >= 0.2]
+        if (told and seen[-1] < 0.2) or time.monotonic() > end:
+            stop(loop)
+
+    loop.now_and_then.append(enough)
+    loop.run()
+    assert max(seen) >= 0.2
+    assert seen[-1] < 0.2
+
+
+def test_waiting_is_no_turn(loop: Loop) -> None:
+    """An idle loop sleeps for BEAT, and nobody has waited for it."""
+    seen: list[float] = []
+
+    def look() -> None:
+        seen.append(loop.longest)
+        if len(seen) == 1:  # after the first sleep; the turn that had it is told at the next look
+            timers: TimerQueue[str] = loop.timer(GRANULARITY, lambda item: None)
+            timers.add("looks come sooner now", loop.now + 3600)
+        else:
+            stop(loop)
+
+    loop.now_and_then.append(look)
+    began = time.monotonic()
+    loop.run()
+    assert time.monotonic() - began >= BEAT
+    assert max(seen) < BEAT
 
 
 class Broken:
