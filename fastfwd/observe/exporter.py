@@ -123,7 +123,7 @@ class Exporter:
             for descriptor in descriptors:
                 sock = socket.socket(fileno=descriptor)
                 sock.setblocking(False)
-                self._listening = asyncio.ensure_future(self._server.listen(sock))
+                self._server.listen(sock)
         elif operation == "stop":
             self._stopped.set()
 

@@ -146,7 +146,7 @@ class HttpServer:
         self._ready: deque[_Connection] = deque()  # has a request, waits for its turn
         self._sending: OrderedDict[_Connection, None] = OrderedDict()  # longest without progress first
 
-    async def listen(self, sock: socket.socket) -> None:
+    def listen(self, sock: socket.socket) -> None:
         """Accept on `sock` (bound, listening, non-blocking, TCP or AF_UNIX), which is the server's
         from now on. An earlier one is emptied and closed; open connections go on."""
         if sock.family != socket.AF_UNIX:

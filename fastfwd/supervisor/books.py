@@ -50,6 +50,7 @@ class Books:
         self._own.put(SupervisorCell.STARTED, now)
         self._own.put(SupervisorCell.RELOADED, now)
         self._own.put(SupervisorCell.RELOAD_OK, 1)
+        self.beat()
 
     def state(self, state: State) -> None:
         """What the whole program is doing from now on."""
