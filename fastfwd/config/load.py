@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fastfwd.config.check import check
-from fastfwd.config.parse import GuardProblem, parse
+from fastfwd.config.parse import LONGEST_PATH, GuardProblem, parse
 from fastfwd.config.resolve import is_local
 from fastfwd.config.wording import expected
 from fastfwd.model import Config, ConfigError, MetricsAddress, Origin, Problem
@@ -44,6 +44,10 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
     fatal = [problem for problem in problems if not lenient or isinstance(problem, GuardProblem)]
     skipped = [problem for problem in problems if problem not in fatal]
     fatal += _accounts(config)
+    metrics = config.metrics and _absolute_metrics(config.metrics, directory)
+    if metrics and metrics.path and len(os.fsencode(metrics.path)) > LONGEST_PATH:
+        what = f"a path of at most {LONGEST_PATH} bytes (unix(7)) from the root on"
+        fatal.append(Problem(config.origin("metrics"), expected(what, metrics.path)))
     conflicts = check(config, addresses={}, is_local=is_local)
     if not lenient:
         fatal += conflicts
@@ -61,7 +65,7 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
         config,
         logfile=config.logfile and _absolute(config.logfile, directory),
         pidfile=config.pidfile and _absolute(config.pidfile, directory),
-        metrics=config.metrics and _absolute_metrics(config.metrics, directory),
+        metrics=config.metrics and metrics,
         warnings=tuple(sorted([*config.warnings, *warnings], key=lambda problem: problem.origin.line)),
     )
 

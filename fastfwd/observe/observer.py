@@ -252,7 +252,7 @@ class Observer:
             pid=watch[WatchCell.PID],
             running=self._running(slot),
             started=watch[WatchCell.BORN] / 1e9,
-            heartbeat=time() - (monotonic() - row[Cell.HEARTBEAT] / 1e9),
+            heartbeat=row[Cell.HEARTBEAT] and time() - (monotonic() - row[Cell.HEARTBEAT] / 1e9),
             sessions=row[Cell.SESSIONS],
             open_fds=None if watched is None or most is None else _count(watched.open_files),
             max_fds=most,

@@ -100,11 +100,19 @@ class Books:
 
     # -- forwards
 
-    def assign(self, config: Config, numbers: Mapping[Key, int]) -> dict[Key, int]:
-        """The rows for `config`, given those in use. Raises ConfigError when there are too few."""
+    def assign(
+        self, config: Config, numbers: Mapping[Key, int], serving: Sequence[Forward] = ()
+    ) -> dict[Key, int]:
+        """The rows for `config`, given the `numbers` in use. Those of the forwards that are still
+        `serving` are not to be had. Raises ConfigError when there are too few."""
         capacity = self._scoreboard.forwards
+        busy = {numbers[key(forward)] for forward in serving}
+
+        def idle(number: int) -> bool:
+            return number not in busy and self._scoreboard.active(number) <= 0
+
         try:
-            return assign(numbers, config.forwards, capacity, self._idle)
+            return assign(numbers, config.forwards, capacity, idle)
         except FullError:
             text = f"expected at most {capacity} forwards without a restart, found {len(config.forwards)}"
             raise ConfigError([Problem(Origin(config.file, 0), text)]) from None
@@ -144,6 +152,3 @@ class Books:
             row = self._scoreboard.forward(number, slot)
             row[ForwardCell.QUEUE_LENGTH] = length
             row[ForwardCell.QUEUE_LIMIT] = limit
-
-    def _idle(self, number: int) -> bool:
-        return self._scoreboard.active(number) == 0

@@ -63,7 +63,7 @@ class MetricsPort:
         except OSError as error:
             text = f"cannot read the status page {PAGE}: {error.strerror}"
             raise ConfigError([Problem(config.origin("metrics"), text)]) from None
-        if address == self._address:
+        if address == self._address and self._in_place():
             return Opened(address, None, page, self._inode)
         try:
             if address.path is None:
@@ -97,6 +97,16 @@ class MetricsPort:
         if self.sock is not None:
             self.sock.close()
         self.sock = self._address = self._inode = None
+
+    def _in_place(self) -> bool:
+        """Whether clients still find the socket: somebody may have removed a Unix socket's file."""
+        assert self._address is not None
+        if self._address.path is None:
+            return True
+        try:
+            return _inode(self._address.path) == self._inode
+        except OSError:
+            return False
 
     def _listen(self, address: MetricsAddress) -> socket.socket:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET

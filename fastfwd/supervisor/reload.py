@@ -142,7 +142,9 @@ class Reload:
         wanted = places(self.config, supervisor.names.addresses)
         self._setup = setup = Setup(self.config, wanted, {}, self._generation)
         try:
-            setup.numbers = supervisor.books.assign(self.config, supervisor.setup.numbers)
+            setup.numbers = supervisor.books.assign(
+                self.config, supervisor.setup.numbers, supervisor.config.forwards
+            )
             setup.opened = supervisor.listeners.open(wanted)
             setup.metrics = supervisor.metrics.open(self.config)
         except ConfigError as error:

@@ -258,9 +258,9 @@ def test_release_drops_a_held_buffer() -> None:
     """A pump that copied and could not send lets go of the rest."""
     with between("copying", small=True) as ends:
         ends.clog()
-        ends.send(b"secret")
+        ends.send(b"secret" * 2000)  # a kernel that says full may still have room for a few bytes
         assert ends.turn() == FULL
-        assert ends.held() == len(b"secret")
+        assert ends.held() > 0
         release(ends.pump, ends.pool)
         assert ends.held() == 0
 

@@ -69,7 +69,7 @@ def test_together_they_are_what_was_taken(tally: Tally, name: str) -> None:
 def test_what_is_held_is_counted_once(tally: Tally, name: str) -> None:
     """Taken is counted, given is not: a sink that is full makes no byte count twice."""
     with between(name, small=True) as ends:
-        filler = ends.clog()
+        ends.clog()
         ends.send(noise(10_000))
         assert ends.turn() == FULL
         assert ends.turn() == FULL
@@ -79,7 +79,6 @@ def test_what_is_held_is_counted_once(tally: Tally, name: str) -> None:
             ends.drain()
         ends.turn_until(END)
         assert tally.copied + tally.spliced == 10_000
-        assert len(filler) + 10_000 == ends.pump.given + len(filler)
 
 
 @pytest.mark.parametrize("name", ["copying", "splicing"])

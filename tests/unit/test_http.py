@@ -89,8 +89,12 @@ class Running:
         """Listen on another port."""
         sock = listener()
         address: Address = sock.getsockname()
-        self.run(self.server.listen(sock))
+        self.run(self.listen_on(sock))
         return address
+
+    async def listen_on(self, sock: socket.socket) -> None:
+        """Listen on `sock`, in its loop."""
+        self.server.listen(sock)
 
     def run(self, coroutine: object) -> None:
         """Run a coroutine in the server's loop to its end."""
@@ -1077,7 +1081,7 @@ def exhausted(running: Running) -> Exhausted:
     sock.listen()
     sock.setblocking(False)
     running.address = sock.getsockname()
-    running.run(running.server.listen(sock))
+    running.run(running.listen_on(sock))
     return sock
 
 
@@ -1149,7 +1153,7 @@ def test_a_listener_is_emptied_before_it_is_closed(serve: Serve, client: Connect
     async def replace() -> None:
         held.set()
         released.wait(deadline.seconds(20))  # the loop stands still
-        await running.server.listen(listener())
+        running.server.listen(listener())
 
     thread = threading.Thread(target=running.run, args=(replace(),))
     thread.start()
@@ -1191,7 +1195,7 @@ def unix_path(serve: Serve, tmp_path: Path) -> Path:
     sock.listen(1024)
     sock.setblocking(False)
     running = serve()
-    running.run(running.server.listen(sock))
+    running.run(running.listen_on(sock))
     return path
 
 
