@@ -132,14 +132,15 @@ def main() -> None:
             found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
             took: list[float] = []
             for _ in range(options.rounds):
-                for wanted in found:
+                for wanted, rounds in found.items():
                     with scraping(metrics, wanted, took):
-                        found[wanted].append(latencies(ports[0], connections, options.seconds))
+                        rounds.append(latencies(ports[0], connections, options.seconds))
             for wanted, rounds in found.items():
                 medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+                how = "a scrape every second" if wanted else "no scrapes"
                 print(
-                    f"{connections:2} connections, {'a scrape every second' if wanted else 'no scrapes':21}:"
-                    f" {medians['requests']:8,.0f} requests/s, p50 {medians['p50']:.3f} ms, p99 {medians['p99']:.3f} ms"
+                    f"{connections:2} connections, {how:21}: {medians['requests']:8,.0f} requests/s,"
+                    f" p50 {medians['p50']:.3f} ms, p99 {medians['p99']:.3f} ms"
                 )
             print(f"   those scrapes: median {statistics.median(took) * 1e3:.0f} ms")
         print(f"the exporter: {proportional_memory(exporter_of(pid)):.1f} MiB PSS")
