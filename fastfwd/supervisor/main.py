@@ -121,10 +121,9 @@ class Supervisor:
             self._await_names(bound(self.config), now + BIND_NAME_LIMIT)
             if problems := unbound(self.config, self.names):
                 raise ConfigError(problems)
-            wanted = self.setup.places = places(self.config, self.names.addresses)
-            self.listeners.commit(wanted, self.listeners.open(wanted))
-            if self.metrics.commit(self.metrics.open(self.config)):
-                log.info("metrics: %s", self.metrics.url)
+            self.setup.places = places(self.config, self.names.addresses)
+            self.setup.open(self.listeners, self.metrics)
+            self._hold(self.setup)
             self._await_names(dialled(self.config), now + BACKEND_NAME_LIMIT)
             problems = unreachable(self.config, self.names)
             problems += check(self.config, addresses=self.names.addresses, is_local=is_local)
@@ -446,11 +445,8 @@ class Supervisor:
         descriptors = [] if worker.open_files is None else [worker.open_files]
         self._tell_exporter({"op": "worker", "slot": worker.slot, "pid": worker.pid}, descriptors)
 
-    def _commit_exporter(self, moved: bool) -> None:
-        """Have an exporter that shows what serves, or none; `moved` says that it is another
-        socket now."""
-        if moved and self.metrics.sock is not None:
-            log.info("metrics: %s", self.metrics.url)
+    def _commit_exporter(self) -> None:
+        """Have an exporter that shows what serves, or none."""
         if self.metrics.sock is None:
             self._tell_exporter({"op": "stop"})
         elif EXPORTER in self.children.living:
@@ -478,7 +474,7 @@ class Supervisor:
     def commit(self, setup: Setup) -> None:
         """Make a prepared configuration the one that serves."""
         old, self.setup = self.setup, setup
-        self.listeners.commit(setup.places, setup.opened)
+        self._hold(setup)
         if old.log_descriptor is not None:
             os.close(old.log_descriptor)
         self.books.reassigned(old.numbers, setup.numbers)
@@ -486,10 +482,15 @@ class Supervisor:
             child.keys = frozenset(place.key for place in setup.places)
             child.channel.send({"op": "commit"})
         self.forget_other_names()
-        moved = self.metrics.commit(setup.metrics)
-        setup.opened, setup.metrics = {}, None
         self._note_resolved()
-        self._commit_exporter(moved)
+        self._commit_exporter()
+
+    def _hold(self, setup: Setup) -> None:
+        """Take over what was opened for `setup`."""
+        self.listeners.commit(setup.places, setup.opened)
+        if self.metrics.commit(setup.metrics) and self.metrics.sock is not None:
+            log.info("metrics: %s", self.metrics.url)
+        setup.opened, setup.metrics = {}, None
 
     def forget_other_names(self) -> None:
         """Stop looking up what the configuration in force does not name."""
@@ -573,8 +574,7 @@ class Supervisor:
         if self._pidfile is not None:
             self._pidfile.abandon()
         self.metrics.abandon()
-        if self.setup.log_descriptor is not None:
-            os.close(self.setup.log_descriptor)
+        self.setup.abandon()
         if self._reload is not None:
             self._reload.abandon()
 

@@ -24,8 +24,7 @@ from fastfwd.config.wording import counted
 from fastfwd.model import ConfigError, Problem
 from fastfwd.observe.eventlog import open_log
 from fastfwd.supervisor.children import Child
-from fastfwd.supervisor.listeners import close, places
-from fastfwd.supervisor.metrics import discard
+from fastfwd.supervisor.listeners import places
 from fastfwd.supervisor.names import bound, dialled, unbound, unreachable
 from fastfwd.supervisor.setup import Setup
 
@@ -91,14 +90,9 @@ class Reload:
             self._finish()
 
     def abandon(self) -> None:
-        """Let go of what this reload has opened: it is refused, or this is a new child."""
-        if self._setup is None:
-            return
-        close(self._setup.opened)
-        if self._setup.metrics is not None and self._setup.metrics.sock is not None:
-            self._setup.metrics.sock.close()
-        if self._setup.log_descriptor is not None:
-            os.close(self._setup.log_descriptor)
+        """In a new child: let go of what this reload has opened."""
+        if self._setup is not None:
+            self._setup.abandon()
 
     def enlist(self, child: Child) -> None:
         """`child` was forked while this reload prepares: it takes part too."""
@@ -145,8 +139,7 @@ class Reload:
             setup.numbers = supervisor.books.assign(
                 self.config, supervisor.setup.numbers, supervisor.config.forwards
             )
-            setup.opened = supervisor.listeners.open(wanted)
-            setup.metrics = supervisor.metrics.open(self.config)
+            setup.open(supervisor.listeners, supervisor.metrics)
         except ConfigError as error:
             self._refuse(error.problems)
             return
@@ -211,8 +204,7 @@ class Reload:
                 child.channel.send({"op": "abort"})
         self.phase = Phase.REFUSED
         if self._setup is not None:
-            discard(self._setup.metrics)
-        self.abandon()
+            self._setup.drop()
         for problem in problems:
             log.error("%s", problem)
         log.error(

@@ -6,13 +6,14 @@ is made from it. The commit turns it into what serves.
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass, field
 
-from fastfwd.model import Config
+from fastfwd.model import Config, ConfigError
 from fastfwd.observe.rows import Key
-from fastfwd.supervisor.listeners import Place
-from fastfwd.supervisor.metrics import Opened
+from fastfwd.supervisor.listeners import Listeners, Place, close
+from fastfwd.supervisor.metrics import MetricsPort, Opened, discard
 
 
 @dataclass(slots=True)
@@ -27,3 +28,33 @@ class Setup:
     log_descriptor: int | None = None
     opened: dict[str, list[socket.socket]] = field(default_factory=dict)
     metrics: Opened | None = None
+
+    def open(self, listeners: Listeners, metrics: MetricsPort) -> None:
+        """Open what it needs and is not held yet, all or nothing. Raises ConfigError with every
+        line that asks for what cannot be had."""
+        problems = []
+        try:
+            self.opened = listeners.open(self.places)
+        except ConfigError as error:
+            problems += error.problems
+        try:
+            self.metrics = metrics.open(self.config)
+        except ConfigError as error:
+            problems += error.problems
+        if problems:
+            self.drop()
+            raise ConfigError(sorted(problems, key=lambda problem: problem.origin.line))
+
+    def drop(self) -> None:
+        """Undo the opening of what is not wanted after all."""
+        discard(self.metrics)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close what was opened, and nothing else: this may be a new child."""
+        close(self.opened)
+        if self.metrics is not None and self.metrics.sock is not None:
+            self.metrics.sock.close()
+        if self.log_descriptor is not None:
+            os.close(self.log_descriptor)
+        self.opened, self.metrics, self.log_descriptor = {}, None, None
