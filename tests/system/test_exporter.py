@@ -246,6 +246,15 @@ def test_an_address_that_cannot_be_had_at_start(tmp_path: Path, trouble: Trouble
     assert reason in line
 
 
+def test_every_address_that_cannot_be_had_at_start(tmp_path: Path) -> None:
+    """A busy forward and a busy exporter are told together, in the file's order."""
+    path = tmp_path / "rinetd.conf"
+    with Listener() as first, Listener() as second:
+        path.write_text(f"metrics {HOST}:{first.port}\n{HOST} {second.port} {HOST} 1\nworkers 1\n")
+        done = run("-f", "-c", str(path))
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [f"{path}:1", f"{path}:2"]
+
+
 @TROUBLES
 def test_an_address_that_cannot_be_had_at_a_reload(
     here: Route, tmp_path: Path, trouble: Trouble, reason: str
