@@ -20,6 +20,7 @@ import sys
 import textwrap
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -290,8 +291,9 @@ class Forwarder:
             return
         faults = []
         try:
-            for pid in self.pids():
-                os.kill(pid, signal.SIGCONT)  # a test may have stopped a worker
+            for pid in self.pids():  # a test may have stopped a worker
+                with suppress(ProcessLookupError):  # or it is ending already
+                    os.kill(pid, signal.SIGCONT)
             self.stop()
         except (subprocess.TimeoutExpired, ProcessLookupError) as error:
             faults.append(f"did not stop: {error}")
