@@ -34,24 +34,19 @@ class Metric:
 
     def family(self, status: Status) -> Family:
         """Its samples in `status`."""
-        if self.type == "counter":
-            counter = CounterMetricFamily(self.name, self.help, labels=self.labels)
+        if self.type == "histogram":
+            histogram = HistogramMetricFamily(self.name, self.help, labels=self.labels)
             for values, value in self.read(status):
-                assert not isinstance(value, Distribution)
-                counter.add_metric(values, value)
-            return counter
-        if self.type == "gauge":
-            gauge = GaugeMetricFamily(self.name, self.help, labels=self.labels)
-            for values, value in self.read(status):
-                assert not isinstance(value, Distribution)
-                gauge.add_metric(values, value)
-            return gauge
-        histogram = HistogramMetricFamily(self.name, self.help, labels=self.labels)
+                assert isinstance(value, Distribution)
+                buckets = [(str(float(bound)), count) for bound, count in value.buckets]
+                histogram.add_metric(values, [*buckets, ("+Inf", value.count)], value.sum)
+            return histogram
+        kind = CounterMetricFamily if self.type == "counter" else GaugeMetricFamily
+        family: CounterMetricFamily | GaugeMetricFamily = kind(self.name, self.help, labels=self.labels)
         for values, value in self.read(status):
-            assert isinstance(value, Distribution)
-            buckets = [(str(float(bound)), count) for bound, count in value.buckets]
-            histogram.add_metric(values, [*buckets, ("+Inf", value.count)], value.sum)
-        return histogram
+            assert not isinstance(value, Distribution)
+            family.add_metric(values, value)
+        return family
 
 
 def _one(read: Callable[[Status], float]) -> Callable[[Status], Series]:

@@ -33,7 +33,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from fastfwd.channel import Channel, Message
 from fastfwd.observe.collector import StatusCollector
-from fastfwd.observe.http import Answer, HttpServer, Request
+from fastfwd.observe.http import TEXT, Answer, HttpServer, Request
 from fastfwd.observe.observer import INTERVAL, Observer
 from fastfwd.observe.scoreboard import Scoreboard, State
 
@@ -42,8 +42,6 @@ BEAT: Final = 1.0
 
 NICENESS: Final = 5
 """A scrape's arithmetic must wait for the bytes of clients, not they for it (nice(2))."""
-
-TEXT: Final = "text/plain; charset=utf-8"
 
 log = logging.getLogger("fastfwd")
 

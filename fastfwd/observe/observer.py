@@ -100,7 +100,7 @@ class Sample(NamedTuple):
 class Watched:
     """A worker's process, and its /proc/PID/fd if it could be opened."""
 
-    process: psutil.Process | None
+    process: psutil.Process
     open_files: int | None
 
 
@@ -119,14 +119,14 @@ class Observer:
     def worker(self, slot: int, pid: int, open_files: int | None) -> None:
         """The process `pid` is the worker of `slot` now; `open_files` is a descriptor of its
         /proc/PID/fd, which becomes the observer's."""
-        old = self._workers.get(slot)
+        old = self._workers.pop(slot, None)
         if old is not None and old.open_files is not None:
             os.close(old.open_files)
         try:
-            process = psutil.Process(pid)
-        except psutil.Error:
-            process = None
-        self._workers[slot] = Watched(process, open_files)
+            self._workers[slot] = Watched(psutil.Process(pid), open_files)
+        except psutil.Error:  # gone already
+            if open_files is not None:
+                os.close(open_files)
 
     def sample(self) -> None:
         """Take the figures that rates are made of."""
@@ -238,13 +238,13 @@ class Observer:
     def _worker(self, slot: int) -> WorkerStatus:
         row = self._board.row(slot).tolist()
         watch = self._board.watch(slot).tolist()
-        watched = self._workers.get(slot)
-        memory = most = None
-        if watched is not None and watched.process is not None and watch[WatchCell.PID]:
+        memory = files = most = None
+        if (watched := self._watched(slot)) is not None:
             try:
                 with watched.process.oneshot():
                     memory = watched.process.memory_info().rss
                     most = watched.process.rlimit(psutil.RLIMIT_NOFILE)[0]
+                files = _count(watched.open_files)
             except psutil.Error:
                 pass  # it has just gone
         return WorkerStatus(
@@ -254,7 +254,7 @@ class Observer:
             started=watch[WatchCell.BORN] / 1e9,
             heartbeat=row[Cell.HEARTBEAT] and time() - (monotonic() - row[Cell.HEARTBEAT] / 1e9),
             sessions=row[Cell.SESSIONS],
-            open_fds=None if watched is None or most is None else _count(watched.open_files),
+            open_fds=files,
             max_fds=most,
             memory_bytes=memory,
             cpu_seconds=self._cpu(slot),
@@ -268,6 +268,13 @@ class Observer:
             loop_lag_seconds=distribution(LAG, row),
         )
 
+    def _watched(self, slot: int) -> Watched | None:
+        """The slot's process, if it is the one that the supervisor has there."""
+        watched = self._workers.get(slot)
+        if watched is not None and watched.process.pid == self._board.watch(slot)[WatchCell.PID]:
+            return watched
+        return None
+
     def _running(self, slot: int) -> bool:
         return bool(self._board.watch(slot)[WatchCell.SERVING])
 
@@ -276,12 +283,7 @@ class Observer:
         one's a moment after its process has vanished: the higher figure stays meanwhile."""
         watch = self._board.watch(slot)
         dead = {"user": watch[WatchCell.CPU_USER] / 1e6, "system": watch[WatchCell.CPU_SYSTEM] / 1e6}
-        watched = self._workers.get(slot)
-        if (
-            watched is not None
-            and watched.process is not None
-            and watched.process.pid == watch[WatchCell.PID]
-        ):
+        if (watched := self._watched(slot)) is not None:
             try:
                 times = watched.process.cpu_times()
                 dead["user"] += times.user

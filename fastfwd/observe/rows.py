@@ -54,12 +54,12 @@ def assign(
     gone = {each: number for each, number in known.items() if each not in wanted}
     kept = {each: known[each] for each in wanted if each in known}
     fresh = [each for each in wanted if each not in known]
-    unused = sorted(set(range(min(capacity, len(known) + len(fresh)))) - set(known.values()))
+    unused = iter(sorted(set(range(min(capacity, len(known) + len(fresh)))) - set(known.values())))
     for each in fresh:
-        if unused:
-            kept[each] = unused.pop(0)
+        if (number := next(unused, None)) is not None:
+            kept[each] = number
             continue
-        victim = next((old for old, number in gone.items() if idle(number)), None)
+        victim = next((old for old, its in gone.items() if idle(its)), None)
         if victim is None:
             raise FullError
         kept[each] = gone.pop(victim)

@@ -110,21 +110,8 @@ class Listeners:
         group: list[socket.socket] = []
         try:
             for _ in range(self.slots):
-                sock = socket.socket(address.family, socket.SOCK_STREAM)
+                sock = bind(address, port, join=join or bool(group))
                 group.append(sock)
-                sock.setblocking(False)
-                # Restart while old connections are in TIME_WAIT (ip(7)).
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if address.family == socket.AF_INET6:
-                    # `::` takes IPv4 clients too, whatever net.ipv6.bindv6only says.
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-                # The first socket binds without SO_REUSEPORT and so fails if any other
-                # process has the port; with it, a second copy of the program would get
-                # half of the clients. Set afterwards it lets the rest of the group in.
-                if len(group) > 1 or join:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                sock.bind((address.text, port))
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 port = sock.getsockname()[1]
                 tune(sock)
         except OSError:
@@ -132,6 +119,29 @@ class Listeners:
                 sock.close()
             raise
         return group
+
+
+def bind(address: Address, port: int, *, join: bool) -> socket.socket:
+    """A non-blocking TCP socket bound to `port` of `address`; `join` lets it share the port with
+    our own sockets there. Raises OSError."""
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        # Restart while old connections are in TIME_WAIT (ip(7)).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.family == socket.AF_INET6:
+            # `::` takes IPv4 clients too, whatever net.ipv6.bindv6only says.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # The first socket binds without SO_REUSEPORT and so fails if any other process has
+        # the port; with it, a second copy of the program would get half of the clients. Set
+        # afterwards it lets those in that join.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, join)
+        sock.bind((address.text, port))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def queue(listener: socket.socket) -> tuple[int, int]:

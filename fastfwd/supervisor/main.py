@@ -362,8 +362,8 @@ class Supervisor:
             ready, self._ready = self._ready, None
             forwards = counted(len(self.config.forwards), "forward")
             workers = counted(self.scoreboard.slots, "worker")
-            ready()
             self.books.state(State.SERVING)
+            ready()
             log.info("ready: %s, %s, process %d", forwards, workers, os.getpid())
 
     def _reap(self, now: float) -> None:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fastfwd.model import Config, ConfigError, MetricsAddress, Problem
+from fastfwd.model import Address, Config, ConfigError, MetricsAddress, Problem
 from fastfwd.observe import PAGE
+from fastfwd.supervisor.listeners import bind
 
 BACKLOG: Final = 128
 
@@ -111,18 +112,10 @@ class MetricsPort:
     def _listen(self, address: MetricsAddress) -> socket.socket:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         held = self.sock
+        # A reload that swaps 127.0.0.1 for 0.0.0.0 meets its own socket there.
         ours = held is not None and held.family != socket.AF_UNIX and held.getsockname()[1] == address.port
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = bind(Address(family, address.host), address.port, join=ours)
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            # As in listeners: nobody may share the port, but a reload that swaps 127.0.0.1
-            # for 0.0.0.0 meets its own socket there.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, ours)
-            sock.bind((address.host, address.port))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.listen(BACKLOG)
         except OSError:
             sock.close()
