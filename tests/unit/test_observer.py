@@ -231,9 +231,13 @@ def test_processor_time_of_a_dead_worker_is_counted_once(
 def test_processor_time_goes_on_from_a_predecessors(
     board: Scoreboard, observer: Observer, watched: Process
 ) -> None:
-    """A slot's figure is that of all its workers."""
+    """A slot's figure is that of all its workers.
+
+    Both kinds together: the kernel shares out a short process's time by where the few
+    ticks found it, and sometimes none found it in user code (kernel/sched/cputime.c).
+    """
     board.watch(0)[WatchCell.CPU_USER] = 100 * 10**6
-    assert 100 < worker(observer).cpu_seconds["user"] < 110
+    assert 100.03 <= used(worker(observer)) < 110
 
 
 def test_processor_time_of_a_number_that_has_passed_to_another_process(
