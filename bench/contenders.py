@@ -1,0 +1,290 @@
+"""Who is compared: how each contender is configured and started, and what it may be asked.
+
+A scenario starts one through `Contender.start`, always as a fresh process: C rinetd
+stays slow after it has once held many connections, and nobody should profit from
+another measurement's caches. Every contender gets the same forwards and no logging
+unless the scenario says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.processes import HOST, ROOT, cpu_seconds, installed, proportional_memory, run, running
+
+MAX_SESSIONS = 9_500
+"""What each is configured for: two descriptors each, below the hard limit of 20,000 that
+containers often have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a contender is to do: `forwards` are pairs of a port to listen on and a port to
+    forward to, both on loopback; `log` is None or the name of a format ("tab", "common",
+    "json", "tcplog"), written to the file `log` in the contender's directory; `denied` is
+    a number of deny rules that match nobody."""
+
+    forwards: tuple[tuple[int, int], ...]
+    log: str | None = None
+    denied: int = 0
+
+    def denied_addresses(self) -> list[str]:
+        """The addresses of the deny rules, none of which connects (RFC 2544's range)."""
+        return [f"198.{18 + n // 65536}.{n // 256 % 256}.{n % 256}" for n in range(self.denied)]
+
+
+Commands = list[list[str | Path]]
+
+
+class Way:
+    """A way to the backends while a measurement lasts: `ports` to connect to, one per forward,
+    and what the contender's processes have used. `pid` is None for ways without a
+    process, whose price nobody can be asked for."""
+
+    def __init__(self, ports: Sequence[int], pids: Sequence[int], directory: Path) -> None:
+        self.ports = list(ports)
+        self.pids = list(pids)
+        self.directory = directory
+
+    @property
+    def pid(self) -> int | None:
+        """The first process, the one that takes signals; None if there is none."""
+        return self.pids[0] if self.pids else None
+
+    def cpu(self) -> float | None:
+        """Processor seconds that the contender has used so far."""
+        return sum(map(cpu_seconds, self.pids)) if self.pids else None
+
+    def memory(self) -> int:
+        """PSS of the contender's processes now, in bytes."""
+        return sum(map(proportional_memory, self.pids))
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """`name` as on the command line, `title` as in a table; `family` is the program, of which
+    there may be several contenders that differ in `threads` (workers, for fastfwd). `commands`
+    writes what the program reads into a directory and answers with what to run there."""
+
+    name: str
+    title: str
+    family: str
+    threads: int
+    program: str | None
+    commands: Callable[[Path, Setup], Commands]
+    version: Callable[[], str]
+
+    def available(self) -> bool:
+        """Whether its program is installed."""
+        return self.program is None or installed(self.program) is not None
+
+    @contextmanager
+    def start(self, directory: Path, setup: Setup) -> Iterator[Way]:
+        """A fresh process that serves `setup`, from when it listens; its files are in `directory`."""
+        ports = [port for port, _ in setup.forwards]
+        with ExitStack() as stack:
+            commands = self.commands(directory, setup)
+            each = [[port] for port in ports] if len(commands) > 1 else [ports]
+            started = [
+                stack.enter_context(running(command, directory, waited))
+                for command, waited in zip(commands, each, strict=False)
+            ]
+            yield Way(ports, [process.pid for process in started], directory)
+
+
+class Direct(Contender):
+    """No forwarder at all: the client talks to the backend. An upper limit."""
+
+    @contextmanager
+    def start(self, directory: Path, setup: Setup) -> Iterator[Way]:
+        """The way to the backends themselves."""
+        yield Way([target for _, target in setup.forwards], [], directory)
+
+
+class Translation(Contender):
+    """The kernel's own forwarding: nftables translates the destination. What it costs is
+    spent in whoever sends, so it has no processor time of its own."""
+
+    def available(self) -> bool:
+        """Whether this process may change rules, which it does only in a namespace of its own."""
+        try:
+            run([installed("nft") or "nft", "list", "tables"], 1)
+        except (OSError, RuntimeError):
+            return False
+        return True
+
+    @contextmanager
+    def start(self, directory: Path, setup: Setup) -> Iterator[Way]:
+        """Rules, taken away again afterwards: connection tracking would burden everybody else."""
+        nft = installed("nft") or "nft"
+        rules = "".join(f"tcp dport {port} redirect to :{target}\n" for port, target in setup.forwards)
+        table = directory / "nft.conf"
+        table.write_text(
+            "table ip bench {\nchain output {\ntype nat hook output priority -100;\n"
+            f"ip daddr {HOST} jump forwards\n}}\nchain forwards {{\n{rules}}}\n}}\n"
+        )
+        run([nft, "-f", table], 1)
+        try:
+            yield Way([port for port, _ in setup.forwards], [], directory)
+        finally:
+            run([nft, "delete", "table", "ip", "bench"], 1)
+
+
+def nothing(directory: Path, setup: Setup) -> Commands:
+    """For the ways that need no process."""
+    return []
+
+
+def fastfwd(workers: int) -> Callable[[Path, Setup], Commands]:
+    """fastfwd of this checkout with `workers` workers."""
+
+    def commands(directory: Path, setup: Setup) -> Commands:
+        text = f"workers {workers}\n" + rinetd_lines(directory, setup)
+        if setup.log == "json":
+            text += f"logfile {directory}/log\nlogformat json\n"
+        (directory / "fastfwd.conf").write_text(text)
+        return [[sys.executable, "-m", "fastfwd", "-f", "-c", directory / "fastfwd.conf"]]
+
+    return commands
+
+
+def rinetd_lines(directory: Path, setup: Setup) -> str:
+    """The part of a configuration that both C rinetd and fastfwd read."""
+    lines = [f"pidlogfile {directory}/pid"]
+    lines += [f"deny {address}" for address in setup.denied_addresses()]
+    lines += [f"{HOST} {port} {HOST} {target}" for port, target in setup.forwards]
+    if setup.log in {"tab", "common"}:
+        lines.append(f"logfile {directory}/log")
+    if setup.log == "common":
+        lines.append("logcommon")
+    return "\n".join(lines) + "\n"
+
+
+def rinetd(directory: Path, setup: Setup) -> Commands:
+    """C rinetd."""
+    (directory / "rinetd.conf").write_text(rinetd_lines(directory, setup))
+    return [[installed("rinetd") or "rinetd", "-f", "-c", directory / "rinetd.conf"]]
+
+
+def haproxy(threads: int) -> Callable[[Path, Setup], Commands]:
+    """HAProxy as a TCP proxy, splicing where it thinks fit."""
+
+    def commands(directory: Path, setup: Setup) -> Commands:
+        text = f"""
+global
+    nbthread {threads}
+    maxconn {MAX_SESSIONS}
+    maxpipes 200
+    {"log stdout format raw daemon" if setup.log else ""}
+defaults
+    mode tcp
+    option splice-auto
+    timeout connect 10s
+    timeout client 1h
+    timeout server 1h
+    {"log global" if setup.log else ""}
+    {"option tcplog" if setup.log else ""}
+"""
+        rule = ""
+        if setup.denied:
+            (directory / "denied").write_text("\n".join(setup.denied_addresses()) + "\n")
+            rule = f"    tcp-request connection reject if {{ src -f {directory}/denied }}\n"
+        for port, target in setup.forwards:
+            text += f"listen {port}\n    bind {HOST}:{port} backlog 4096\n{rule}    server s {HOST}:{target}\n"
+        (directory / "haproxy.cfg").write_text(text)
+        return [[installed("haproxy") or "haproxy", "-db", "-f", directory / "haproxy.cfg"]]
+
+    return commands
+
+
+def nginx_stream(directory: Path, setup: Setup) -> Commands:
+    """nginx as a TCP proxy, one process."""
+    servers = "".join(
+        f"server {{ listen {HOST}:{port} backlog=4096; proxy_pass {HOST}:{target}; }}\n"
+        for port, target in setup.forwards
+    )
+    denied = "".join(f"deny {address};\n" for address in setup.denied_addresses())
+    (directory / "nginx.conf").write_text(f"""
+        load_module {NGINX_STREAM};
+        daemon off; master_process off; pid {directory}/pid; error_log stderr crit;
+        worker_rlimit_nofile {2 * MAX_SESSIONS + 500};
+        events {{ worker_connections {2 * MAX_SESSIONS + 100}; }}
+        stream {{ access_log off; proxy_timeout 1h; proxy_connect_timeout 10s; {denied} {servers} }}""")
+    return [[installed("nginx") or "nginx", "-e", "stderr", "-c", directory / "nginx.conf"]]
+
+
+NGINX_STREAM = "/usr/lib/nginx/modules/ngx_stream_module.so"
+
+
+class NginxStream(Contender):
+    """nginx, whose stream module is a package of its own."""
+
+    def available(self) -> bool:
+        """Whether the program and the module are there."""
+        return installed("nginx") is not None and Path(NGINX_STREAM).exists()
+
+
+def socat(directory: Path, setup: Setup) -> Commands:
+    """socat, which forks for every connection; one process per forward."""
+    program = installed("socat") or "socat"
+    return [
+        [program, f"TCP4-LISTEN:{port},bind={HOST},fork,reuseaddr,backlog=4096", f"TCP4:{HOST}:{target}"]
+        for port, target in setup.forwards
+    ]
+
+
+def said(pattern: str, *command: str) -> Callable[[], str]:
+    """A function that finds `pattern`'s first group in what `command` says of itself."""
+
+    def version() -> str:
+        program = installed(command[0])
+        if program is None:
+            return "not installed"
+        done = subprocess.run(
+            [program, *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        found = re.search(pattern, done.stdout + done.stderr)
+        return found[1] if found else "unknown"
+
+    return version
+
+
+def own_version() -> str:
+    """fastfwd's version, and the commit if this is a checkout."""
+    done = subprocess.run([sys.executable, "-m", "fastfwd", "-v"], cwd=ROOT, capture_output=True, text=True, check=True)
+    number = done.stdout.split()[-1]
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return f"{number} ({described.stdout.strip()})" if described.returncode == 0 else number
+
+
+def kernel() -> str:
+    """The kernel's release."""
+    return Path("/proc/sys/kernel/osrelease").read_text().strip()
+
+
+rinetd_version = said(r"rinetd ([0-9.]+)", "rinetd", "-v")
+haproxy_version = said(r"version ([0-9.]+)", "haproxy", "-v")
+
+CONTENDERS: dict[str, Contender] = {
+    each.name: each
+    for each in (
+        Direct("direct", "direct", "direct", 0, None, nothing, kernel),
+        Translation("dnat", "nftables DNAT", "dnat", 0, "nft", nothing, said(r"v([0-9.]+)", "nft", "--version")),
+        Contender("rinetd", "C rinetd", "rinetd", 1, "rinetd", rinetd, rinetd_version),
+        Contender("haproxy-1", "HAProxy, 1 thread", "haproxy", 1, "haproxy", haproxy(1), haproxy_version),
+        Contender("haproxy-2", "HAProxy, 2 threads", "haproxy", 2, "haproxy", haproxy(2), haproxy_version),
+        NginxStream("nginx", "nginx stream", "nginx", 1, "nginx", nginx_stream, said(r"nginx/([0-9.]+)", "nginx", "-v")),
+        Contender("socat", "socat", "socat", 1, "socat", socat, said(r"version ([0-9.]+)", "socat", "-V")),
+        Contender("fastfwd-1", "fastfwd, 1 worker", "fastfwd", 1, None, fastfwd(1), own_version),
+        Contender("fastfwd-2", "fastfwd, 2 workers", "fastfwd", 2, None, fastfwd(2), own_version),
+    )
+}
+"""By name, in the order of the tables."""

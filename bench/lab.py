@@ -1,0 +1,133 @@
+"""Where measurements happen: a network of its own, backends, free ports.
+
+`bench.__main__` makes one Lab per run; scenarios ask it for a started contender. With
+root's rights everything happens in a fresh network namespace: nobody else's traffic,
+the kernel's default settings, and rules that end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench.contenders import CONTENDERS, Contender, Setup, Way
+from bench.processes import HOST, needed, run, running
+
+INSIDE = "FASTFWD_BENCH_NAMESPACE"
+
+SMALL = 100
+"""Bytes of the file that requests ask for."""
+
+
+def enter_namespace() -> bool:
+    """Continue in a network namespace of our own, if this is root and unshare(1) is here; the
+    program starts again for that. Returns whether we are in one."""
+    if os.environ.get(INSIDE):
+        run([needed("ip"), "link", "set", "lo", "up"], 1)
+        return True
+    unshare, ip = shutil.which("unshare"), shutil.which("ip")
+    if os.geteuid() or not unshare or not ip:
+        return False
+    os.environ[INSIDE] = "1"
+    os.execv(unshare, [unshare, "--net", "--", sys.executable, "-m", "bench", *sys.argv[1:]])
+
+
+def raise_limits() -> None:
+    """As many open files as we may have: everything we start inherits that."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Lab:
+    """The backends, running until `close`: nginx with one process that serves a small file, and
+    iperf3. Every contender has a port of nginx for itself: connections that one has
+    left behind in TIME_WAIT are not in another's way."""
+
+    def __init__(self, quick: bool = False) -> None:
+        """Start the backends. `quick` is for scenarios that have a short form."""
+        self.quick = quick
+        self._stack = ExitStack()
+        self._taken: set[int] = set()
+        self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        self.directory.chmod(0o755)  # nginx's and fastfwd's workers are nobody
+        self.web = {name: self.free_port() for name in CONTENDERS}
+        """nginx's port for each contender."""
+        self.bulk = self.free_port()
+        """iperf3's port."""
+        try:
+            for name, command, ports in (
+                ("nginx", self._nginx(), list(self.web.values())),
+                ("iperf3", [needed("iperf3"), "-s", "-B", HOST, "-p", str(self.bulk)], [self.bulk]),
+            ):
+                directory = self.directory / name
+                directory.mkdir(exist_ok=True)
+                self._stack.enter_context(running(command, directory, ports))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the backends and remove every file."""
+        self._stack.close()
+
+    def free_port(self) -> int:
+        """A port that nobody uses, below the range of outgoing connections."""
+        for port in range(12_000, 32_000):
+            if port in self._taken:
+                continue
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((HOST, port))
+                except OSError:
+                    continue
+            self._taken.add(port)
+            return port
+        raise RuntimeError("no free port")
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A directory for one measurement."""
+        with tempfile.TemporaryDirectory(prefix="run-", dir=self.directory) as text:
+            directory = Path(text)
+            directory.chmod(0o777)  # a log is written by whoever the contender has become
+            yield directory
+
+    @contextmanager
+    def start(self, contender: Contender, *, log: str | None = None, denied: int = 0) -> Iterator[Way]:
+        """A fresh process of `contender` that forwards to the web server (`ports[0]`) and to
+        iperf3 (`ports[1]`); see Setup for the rest."""
+        targets = self.web[contender.name], self.bulk
+        forwards = [(self.free_port(), target) for target in targets]
+        try:
+            with self.scratch() as directory, contender.start(directory, Setup(tuple(forwards), log, denied)) as way:
+                yield way
+        finally:
+            self._taken -= {port for port, _ in forwards}
+
+    def _nginx(self) -> list[str | Path]:
+        directory = self.directory / "nginx"
+        directory.mkdir()
+        (directory / "small").write_text("x" * SMALL)
+        temporary = " ".join(
+            f"{name}_temp_path {directory}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        listen = " ".join(f"listen {HOST}:{port} backlog=4096;" for port in self.web.values())
+        (directory / "nginx.conf").write_text(f"""
+            daemon off; master_process off; pid {directory}/pid; error_log stderr crit;
+            worker_rlimit_nofile 19900;
+            events {{ worker_connections 19800; }}
+            http {{
+                access_log off; {temporary}
+                keepalive_requests 100000000; keepalive_timeout 1h; client_header_timeout 1h;
+                open_file_cache max=10;
+                server {{ {listen} root {directory}; }}
+            }}""")
+        return [needed("nginx"), "-p", directory, "-e", "stderr", "-c", directory / "nginx.conf"]

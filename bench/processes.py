@@ -1,0 +1,144 @@
+"""Programs that a measurement runs: starting, stopping, and what they have used.
+
+Used by contenders, lab and clients. Everything is found and ended by pid.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+HOST = "127.0.0.1"
+PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+PATIENCE = 60.0
+"""Seconds that anything may take beyond its measured time."""
+
+LISTEN, ESTABLISHED = "0A", "01"
+"""States of proc(5), net/tcp."""
+
+
+def installed(name: str) -> str | None:
+    """The path of a program; daemons live in sbin, which a user's PATH often leaves out."""
+    return shutil.which(name, path=PATH)
+
+
+def needed(name: str) -> str:
+    """The path of a program without which nothing can be measured."""
+    program = installed(name)
+    if program is None:
+        raise SystemExit(f"bench: needs {name}, which is not installed")
+    return program
+
+
+def sockets(port: int, state: str) -> int:
+    """How many IPv4 sockets with the local `port` are in `state` (proc(5), net/tcp). Asking
+    the kernel disturbs nobody: to iperf3 a connection would be a test."""
+    wanted = f":{port:04X}"
+    found = 0
+    with open("/proc/net/tcp", encoding="ascii") as lines:
+        for line in lines:
+            fields = line.split(None, 4)
+            found += fields[1].endswith(wanted) and fields[3] == state
+    return found
+
+
+def run(command: Sequence[str | Path], seconds: float) -> str:
+    """What a client that measures for `seconds` says. Raises RuntimeError with its words if it fails."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds + PATIENCE,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}: {done.stdout[-500:]}{done.stderr[-500:]}")
+    return done.stdout
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path], directory: Path, ports: Iterable[int], *, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`command`, which stays in the foreground, from when it listens on `ports` until the
+    block ends. What it says goes to the file `said` in `directory`."""
+    said = directory / "said"
+    with said.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=None if environment is None else {**os.environ, **environment},
+        )
+    try:
+        end = time.monotonic() + PATIENCE
+        for port in ports:
+            while not sockets(port, LISTEN):
+                if process.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError(f"{command[0]} does not start:\n{said.read_text()}")
+                time.sleep(0.005)
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and wait for it; kill it, and what it has started, if it does not go."""
+    children = family(process.pid)[1:]
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in children:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            pass
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that descend from it; nothing if it has gone."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time, user and system, that `pid` and its descendants have used so far,
+    those that have ended and were waited for included (proc_pid_stat(5))."""
+    total = 0.0
+    for process in family(pid):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def proportional_memory(pid: int) -> int:
+    """PSS of `pid` and its descendants in bytes (proc(5), smaps_rollup): pages that several
+    processes share are divided among them."""
+    total = 0
+    for process in family(pid):
+        try:
+            total += process.memory_full_info().pss
+        except psutil.NoSuchProcess:
+            continue
+    return total

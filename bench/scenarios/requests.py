@@ -1,0 +1,42 @@
+"""Small requests on connections that stay open."""
+
+from __future__ import annotations
+
+from bench import clients
+from bench.contenders import CONTENDERS, Contender
+from bench.lab import Lab
+from bench.results import Case, Figure
+from bench.scenario import Scenario, priced
+
+FIGURES = (
+    Figure("rate", "requests per second", "1/s"),
+    Figure("p50", "latency, median", "ms", ".3f", less=True),
+    Figure("p99", "latency, 99th percentile", "ms", ".2f", less=True),
+    Figure("cpu", "CPU per request", "µs", ".1f", less=True),
+)
+
+
+def measure(lab: Lab, contender: Contender, case: Case, seconds: float) -> dict[str, float]:
+    """Requests over as many connections as the case says."""
+    with lab.start(contender) as way:
+        before = way.cpu()
+        found = clients.requests(way.ports[0], int(case.value), seconds)
+        return {
+            "rate": found.rate,
+            "p50": found.p50,
+            "p99": found.p99,
+            **priced(way, before, "cpu", found.count / 1e6),
+        }
+
+
+SCENARIO = Scenario(
+    "requests",
+    "Small requests on connections that stay open",
+    "wrk asks nginx for a file of 100 bytes as fast as the answers come, one request at a time on each connection.",
+    "connections",
+    FIGURES,
+    (Case("1 connection", 1), Case("64 connections", 64), Case("512 connections", 512)),
+    tuple(CONTENDERS),
+    measure,
+    quick=("64 connections",),
+)
