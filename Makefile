@@ -1,10 +1,11 @@
 # The commands a person runs; continuous integration runs the same ones.
 #
-#   make run    set up .venv and start the demonstration in the foreground
-#   make test   every check and every test (peers that are not installed are skipped)
-#   make check  lint, format and types only
-#   make bench  measure
-#   make clean  remove everything these made
+#   make run          set up .venv and start the demonstration in the foreground
+#   make test         every check and every test (peers that are not installed are skipped)
+#   make check        lint, format and types only
+#   make bench        measure everything and write the report: an hour, best as root on an idle machine
+#   make bench-quick  one short round of the same, to look at: two minutes
+#   make clean        remove everything these made
 #
 # A different interpreter: make run PYTHON=python3.12
 
@@ -14,7 +15,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench clean
+.PHONY: help run test check bench bench-quick clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -33,14 +34,18 @@ check: $(VENV)/.installed-dev
 	$(PY) -m mypy --strict deploy/grafana/dashboard.py
 	@if command -v mandoc >/dev/null; then mandoc -T lint -W warning docs/fastfwd.8; fi
 
-bench: $(VENV)/.installed-dev
-	$(PY) bench/bench.py
+bench: $(VENV)/.installed-bench
+	$(PY) -m bench
+
+bench-quick: $(VENV)/.installed-bench
+	$(PY) -m bench --quick
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Two stamps: `make run` needs no development tools. A changed pyproject.toml installs again.
+# Three stamps: `make run` needs no development tools, `make bench` only what draws its pictures. A changed
+# pyproject.toml installs again.
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	@echo "installing fastfwd into $(VENV)"
@@ -50,6 +55,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
 	@echo "installing fastfwd and its development tools into $(VENV)"
 	@$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-bench
+
+$(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing fastfwd and what its bench needs into $(VENV)"
+	@$(PIP) install --editable '.[bench]'
 	@touch $@ $(VENV)/.installed
 
 # pip comes last into a new environment, so a half-made one is made again.

@@ -1,56 +1,215 @@
-"""The command: `python -m bench [SCENARIO ...]`."""
+"""The command: `python -m bench [SCENARIO ...]`.
+
+Progress and complaints go to stderr, tables to stdout, results to a directory: a
+scenario's JSON as soon as the scenario is done, report and pictures at the end.
+"""
 
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 from bench import lab as labs
+from bench import report
 from bench.contenders import CONTENDERS
-from bench.scenario import measure
+from bench.processes import ROOT
+from bench.results import DIRECTORY
+from bench.scenario import Scenario, measure
 from bench.scenarios import SCENARIOS
 
+ROUNDS, SECONDS = 5, 3.0
+"""What a published run has at least."""
 
-def show(text: str) -> None:
-    """Say what is going on, on one line of a terminal that it overwrites, on lines otherwise."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
+QUICK_ROUNDS, QUICK_SECONDS = 1, 1.0
+QUICK_CONTENDERS = ("rinetd", "haproxy-1", "haproxy-2", "fastfwd-1", "fastfwd-2")
+
+UNPUBLISHED = ROOT / "build" / "bench"
+"""Where results go that are not good enough to replace the published ones."""
+
+STOPPED = 130
+"""The exit status after Ctrl-C, as a shell has it."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--contender", action="append")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    labs.enter_namespace()
+class Progress:
+    """One line on stderr that says what is measured and about how long the rest takes; on a
+    terminal it is overwritten each time."""
+
+    def __init__(
+        self, scenarios: Iterable[Scenario], contenders: Sequence[str], rounds: int, quick: bool
+    ) -> None:
+        self._left = {each.name: measurements(each, contenders, rounds, quick) for each in scenarios}
+        self._done = 0
+        self._begun = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, text: str) -> None:
+        """Say what is measured next."""
+        scenario = text.partition(":")[0]
+        left = ""
+        if self._done:
+            each = (time.monotonic() - self._begun) / self._done
+            seconds = each * sum(self._left.values())
+            left = f", about {seconds / 60:.0f} min left" if seconds > 90 else f", about {seconds:.0f} s left"
+        self._done += 1
+        self._left[scenario] = max(0, self._left[scenario] - 1)
+        line = f"{text}{left}"
+        print(
+            f"\r\033[K{line}" if self._terminal else line,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def finished(self, scenario: str) -> None:
+        """That scenario takes no more time, whatever was expected; make room for a table."""
+        self._left[scenario] = 0
+        if self._terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def measurements(scenario: Scenario, contenders: Sequence[str], rounds: int, quick: bool) -> int:
+    """How many measurements a scenario makes."""
+    cases = [
+        case for case in scenario.cases if not quick or not scenario.quick or case.label in scenario.quick
+    ]
+    present = [name for name in scenario.contenders if name in contenders and CONTENDERS[name].available()]
+    suits = scenario.suits
+    if scenario.rounds is not None:
+        rounds = min(rounds, scenario.rounds)
+    return rounds * sum(suits is None or suits(CONTENDERS[name], case) for name in present for case in cases)
+
+
+def arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The command line, checked; `rounds`, `seconds`, `contender` and `output` are settled."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure fastfwd beside other forwarders, on this machine, over loopback.",
+        epilog=f"scenarios: {', '.join(SCENARIOS)}; contenders: {', '.join(CONTENDERS)}",
+    )
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help="what to measure (default: everything)"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"how often (default {ROUNDS})")
+    parser.add_argument(
+        "--seconds", type=float, metavar="N", help=f"of load per measurement (default {SECONDS:g})"
+    )
+    parser.add_argument("--contender", action="append", metavar="NAME", help="only this one; may be repeated")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round, fewer cases and contenders: a look"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where results go (default bench/results for a full run, else build/bench)",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing, write report and pictures again"
+    )
+    options = parser.parse_args(words)
+    for kind, names, known in (
+        ("scenario", options.scenarios, SCENARIOS),
+        ("contender", options.contender or (), CONTENDERS),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            parser.error(f"no {kind} {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
+    if min((each for each in (options.rounds, options.seconds) if each is not None), default=1) < 1:
+        parser.error("--rounds and --seconds are at least 1")
+    return options
+
+
+def directory_of(options: argparse.Namespace) -> Path:
+    """Where the results go: only a run that lacks nothing replaces published ones."""
+    if options.output:
+        return Path(options.output)
+    if options.report:
+        return DIRECTORY
+    lacks = [name for name, contender in CONTENDERS.items() if not contender.available()]
+    short = (options.rounds or ROUNDS) < ROUNDS or (options.seconds or SECONDS) < SECONDS
+    if options.quick or options.contender or short:
+        return UNPUBLISHED
+    if lacks:
+        print(f"bench: without {', '.join(lacks)} the results go to {UNPUBLISHED}", file=sys.stderr)
+        return UNPUBLISHED
+    return DIRECTORY
+
+
+def end(number: int, frame: object) -> NoReturn:
+    """SIGTERM: as Ctrl-C, so that nothing is left running."""
+    raise KeyboardInterrupt
+
+
+def run(options: argparse.Namespace, directory: Path) -> int:
+    """Measure, print and write; the exit status."""
+    contenders = options.contender or (QUICK_CONTENDERS if options.quick else tuple(CONTENDERS))
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
+    scenarios = [SCENARIOS[name] for name in dict.fromkeys(options.scenarios) or SCENARIOS]
+    progress = Progress(scenarios, contenders, rounds, options.quick)
+    failed = []
+    with closing(labs.Lab(options.quick)) as lab:
+        for scenario in scenarios:
+            try:
+                result = measure(scenario, lab, contenders, rounds, seconds, progress)
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                print(f"\nbench: {scenario.name} failed: {error}", file=sys.stderr)
+                failed.append(scenario.name)
+                continue
+            finally:
+                progress.finished(scenario.name)
+            print(report.plain(result), flush=True)
+            result.save(directory)
+    publish(directory)
+    if failed:
+        print(f"bench: without {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def publish(directory: Path) -> None:
+    """Write report and pictures of everything that `directory` has."""
+    written = report.write(directory)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
+    if not written:
+        print(f"bench: no results in {directory}", file=sys.stderr)
+
+
+def main() -> int:
+    """Run the command; the exit status."""
+    options = arguments(sys.argv[1:])
+    if options.report:
+        try:
+            publish(directory_of(options))
+        except ValueError as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
+        return 0
+    if not labs.enter_namespace():
+        print(
+            "bench: without root's rights there is no network namespace and no DNAT; other traffic on"
+            " loopback disturbs the figures",
+            file=sys.stderr,
+        )
     labs.raise_limits()
-    lab = labs.Lab(options.quick)
+    signal.signal(signal.SIGTERM, end)
+    directory = directory_of(options)
     try:
-        for name in options.scenarios or SCENARIOS:
-            result = measure(
-                SCENARIOS[name], lab, options.contender or list(CONTENDERS), options.rounds, options.seconds, show
-            )
-            for case in result.cases:
-                for figure in result.figures:
-                    print(case.label, figure.title)
-                    for contender in result.contenders:
-                        value = result.value(case.label, contender, figure.name)
-                        if value is None:
-                            continue
-                        ratios = [result.ratio(case.label, contender, ref, figure.name) for ref in ("rinetd", "haproxy-1", "haproxy-2")]
-                        print(f"    {contender:12}{value.median:12.3f}  " + "  ".join(f"{r.median:.3f}" if r else "-" for r in ratios))
-            if options.output:
-                result.save(options.output)
-    finally:
-        lab.close()
+        return run(options, directory)
+    except KeyboardInterrupt:
+        print(
+            f"\nbench: stopped; what was complete is in {directory}, and `python -m bench --report --output"
+            f" {directory}` makes its report",
+            file=sys.stderr,
+        )
+        return STOPPED
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

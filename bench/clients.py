@@ -10,14 +10,16 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import orjson
 
-from bench.processes import ESTABLISHED, HOST, PATIENCE, needed, run, sockets
+from bench.processes import ESTABLISHED, HOST, PATIENCE, needed, run, sockets, wait
 
 MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
@@ -68,7 +70,18 @@ class Flows:
 
     def __init__(self, port: int, flows: int, seconds: float) -> None:
         """Send over `flows` connections for `seconds` (whole ones)."""
-        command = [needed("iperf3"), "-J", "-c", HOST, "-p", str(port), "-P", str(flows), "-t", f"{max(1, round(seconds))}"]
+        command = [
+            needed("iperf3"),
+            "-J",
+            "-c",
+            HOST,
+            "-p",
+            str(port),
+            "-P",
+            str(flows),
+            "-t",
+            f"{max(1, round(seconds))}",
+        ]
         self._seconds = seconds
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -94,17 +107,83 @@ def bulk(port: int, flows: int, seconds: float) -> Bulk:
 
 
 @contextmanager
-def idle(port: int, backend: int, count: int) -> Iterator[float]:
-    """`count` connections to `port` that say nothing, from when all of them have reached the
-    backend's port `backend`. Gives the seconds that took."""
-    before = sockets(backend, ESTABLISHED)
+def idle(port: int, backend: int, count: int) -> Iterator[None]:
+    """`count` connections to `port` that say nothing, from when all of them, and no others,
+    are at the backend's port `backend`. Raises RuntimeError if they are not all there
+    when the block ends."""
+
+    def arrived() -> int:
+        return sockets(ESTABLISHED).count(backend)
+
+    wait(lambda: not arrived(), f"nobody is connected to port {backend}")
     with ExitStack() as stack:
-        begun = time.monotonic()
         for _ in range(count):
             stack.enter_context(socket.create_connection((HOST, port), PATIENCE))
-        end = time.monotonic() + 2 * PATIENCE
-        while sockets(backend, ESTABLISHED) < before + count:
-            if time.monotonic() > end:
-                raise RuntimeError(f"{count} connections through port {port} did not reach the backend")
-            time.sleep(0.02)
-        yield time.monotonic() - begun
+        wait(lambda: arrived() == count, f"{count} connections through port {port} reach the backend", 0.1)
+        yield
+        if (left := arrived()) < count:
+            raise RuntimeError(f"of {count} idle connections {left} are left")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One connection with one request: whether the whole answer came, the seconds until the
+    connection was there (0 if it failed), and those until the end."""
+
+    answered: bool
+    connected: float
+    took: float
+
+
+def ask(port: int, source: str = HOST, seconds: float = 5) -> Asked:
+    """Connect from the address `source`, ask for the small file, and read to the end; each step
+    may take `seconds`."""
+    begun = time.perf_counter()
+    answer = b""
+    connected = 0.0
+    try:
+        with socket.create_connection((HOST, port), seconds, (source, 0)) as connection:
+            connected = time.perf_counter() - begun
+            connection.sendall(b"GET /small HTTP/1.0\r\n\r\n")
+            while data := connection.recv(4096):
+                answer += data
+        answered = answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"x")
+    except OSError:
+        answered = False
+    return Asked(answered, connected, time.perf_counter() - begun)
+
+
+class Trickle:
+    """New connections at a steady pace while the block lasts, each with one request, whether or
+    not those before have been answered."""
+
+    INTERVAL = 0.005
+    """Seconds between two."""
+
+    def __init__(self, port: int) -> None:
+        """Connect to `port`."""
+        self._port = port
+        self._ended = threading.Event()
+        self._asked: list[Future[Asked]] = []
+        self._pace = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with ThreadPoolExecutor(64) as pool:
+            while not self._ended.wait(self.INTERVAL):
+                self._asked.append(pool.submit(ask, self._port))
+
+    def __enter__(self) -> Trickle:
+        self._pace.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._pace.join()
+
+    def asked(self) -> int:
+        """How many connections there were so far."""
+        return len(self._asked)
+
+    def results(self) -> list[Asked]:
+        """What became of each, in order; the block must have ended."""
+        return [each.result() for each in self._asked]

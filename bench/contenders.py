@@ -8,7 +8,10 @@ unless the scenario says otherwise.
 
 from __future__ import annotations
 
+import os
+import random
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +21,12 @@ from pathlib import Path
 
 from bench.processes import HOST, ROOT, cpu_seconds, installed, proportional_memory, run, running
 
-MAX_SESSIONS = 9_500
-"""What each is configured for: two descriptors each, below the hard limit of 20,000 that
-containers often have."""
+MAX_SESSIONS = 9_000
+"""What each is configured for: two descriptors each, and with a thousand listeners below the
+hard limit of 20,000 that containers often have."""
+
+DENIED_CLIENT = "127.1.0.1"
+"""The last deny rule: an address of loopback from which only a check connects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +34,33 @@ class Setup:
     """What a contender is to do: `forwards` are pairs of a port to listen on and a port to
     forward to, both on loopback; `log` is None or the name of a format ("tab", "common",
     "json", "tcplog"), written to the file `log` in the contender's directory; `denied` is
-    a number of deny rules that match nobody."""
+    a number of deny rules that match no client of a measurement; `reloadable` asks for
+    the way of running in which a signal makes the program read its configuration again;
+    `metrics` is the port of the exporter, which only fastfwd has."""
 
     forwards: tuple[tuple[int, int], ...]
     log: str | None = None
     denied: int = 0
+    reloadable: bool = False
+    metrics: int | None = None
 
-    def denied_addresses(self) -> list[str]:
-        """The addresses of the deny rules, none of which connects (RFC 2544's range)."""
-        return [f"198.{18 + n // 65536}.{n // 256 % 256}.{n % 256}" for n in range(self.denied)]
+    def denied_patterns(self) -> list[str]:
+        """What the deny rules name, in rinetd's form: by turns an address and a network of 256,
+        from all over the address space, for rules with a common beginning are judged
+        cheaply by some programs; DENIED_CLIENT is the last."""
+        if not self.denied:
+            return []
+        chance = random.Random(self.denied)
+        firsts = [first for first in range(1, 224) if first != 127]
+        return [
+            f"{chance.choice(firsts)}.{chance.randrange(256)}.{chance.randrange(256)}"
+            f".{chance.randrange(256) if n % 2 else '*'}"
+            for n in range(self.denied - 1)
+        ] + [DENIED_CLIENT]
+
+    def denied_networks(self) -> list[str]:
+        """The same in CIDR notation."""
+        return [pattern.replace(".*", ".0/24") for pattern in self.denied_patterns()]
 
 
 Commands = list[list[str | Path]]
@@ -70,7 +94,8 @@ class Way:
 class Contender:
     """`name` as on the command line, `title` as in a table; `family` is the program, of which
     there may be several contenders that differ in `threads` (workers, for fastfwd). `commands`
-    writes what the program reads into a directory and answers with what to run there."""
+    writes what the program reads into a directory and answers with what to run there;
+    `reload_signal`, if any, makes a program that was set up as `reloadable` read it again."""
 
     name: str
     title: str
@@ -79,6 +104,7 @@ class Contender:
     program: str | None
     commands: Callable[[Path, Setup], Commands]
     version: Callable[[], str]
+    reload_signal: signal.Signals | None = None
 
     def available(self) -> bool:
         """Whether its program is installed."""
@@ -96,6 +122,14 @@ class Contender:
                 for command, waited in zip(commands, each, strict=False)
             ]
             yield Way(ports, [process.pid for process in started], directory)
+
+    def reload(self, way: Way, setup: Setup) -> None:
+        """Write what `setup` says, and tell the running program to read it; it has only been
+        told when this returns."""
+        assert self.reload_signal is not None
+        assert way.pid is not None
+        self.commands(way.directory, setup)
+        os.kill(way.pid, self.reload_signal)
 
 
 class Direct(Contender):
@@ -148,6 +182,8 @@ def fastfwd(workers: int) -> Callable[[Path, Setup], Commands]:
         text = f"workers {workers}\n" + rinetd_lines(directory, setup)
         if setup.log == "json":
             text += f"logfile {directory}/log\nlogformat json\n"
+        if setup.metrics is not None:
+            text += f"metrics {HOST}:{setup.metrics}\n"
         (directory / "fastfwd.conf").write_text(text)
         return [[sys.executable, "-m", "fastfwd", "-f", "-c", directory / "fastfwd.conf"]]
 
@@ -157,7 +193,7 @@ def fastfwd(workers: int) -> Callable[[Path, Setup], Commands]:
 def rinetd_lines(directory: Path, setup: Setup) -> str:
     """The part of a configuration that both C rinetd and fastfwd read."""
     lines = [f"pidlogfile {directory}/pid"]
-    lines += [f"deny {address}" for address in setup.denied_addresses()]
+    lines += [f"deny {pattern}" for pattern in setup.denied_patterns()]
     lines += [f"{HOST} {port} {HOST} {target}" for port, target in setup.forwards]
     if setup.log in {"tab", "common"}:
         lines.append(f"logfile {directory}/log")
@@ -172,19 +208,34 @@ def rinetd(directory: Path, setup: Setup) -> Commands:
     return [[installed("rinetd") or "rinetd", "-f", "-c", directory / "rinetd.conf"]]
 
 
-def haproxy(threads: int) -> Callable[[Path, Setup], Commands]:
-    """HAProxy as a TCP proxy, splicing where it thinks fit."""
+def haproxy(threads: int, splicing: bool = False) -> Callable[[Path, Setup], Commands]:
+    """HAProxy as a TCP proxy. Left to itself it splices when its heuristics see a long stream
+    (`splice-auto`), which may be never: over loopback 2.6 copies 16 KiB at a time. With
+    `splicing` it always does, through the largest pipes that the kernel gives everybody,
+    which is cheaper for long streams and dearer for small messages.
+
+    Everything else is as it comes: the manual gives `shards` for very many threads only,
+    and larger buffers would be paid for by every connection.
+
+    Logs go to its standard output, which is a file: the cheapest of its ways, for no
+    other process reads them. Deny rules are a list in a file, which it keeps in a tree. A
+    reload in the master-worker mode hands the listeners over to the new process.
+    """
 
     def commands(directory: Path, setup: Setup) -> Commands:
+        choice = "option splice-auto"
+        if splicing:
+            choice = "option splice-request\n    option splice-response"
         text = f"""
 global
     nbthread {threads}
     maxconn {MAX_SESSIONS}
     maxpipes 200
+    {"tune.pipesize 1048576" if splicing else ""}
     {"log stdout format raw daemon" if setup.log else ""}
 defaults
     mode tcp
-    option splice-auto
+    {choice}
     timeout connect 10s
     timeout client 1h
     timeout server 1h
@@ -193,26 +244,34 @@ defaults
 """
         rule = ""
         if setup.denied:
-            (directory / "denied").write_text("\n".join(setup.denied_addresses()) + "\n")
+            (directory / "denied").write_text("\n".join(setup.denied_networks()) + "\n")
             rule = f"    tcp-request connection reject if {{ src -f {directory}/denied }}\n"
         for port, target in setup.forwards:
-            text += f"listen {port}\n    bind {HOST}:{port} backlog 4096\n{rule}    server s {HOST}:{target}\n"
+            text += (
+                f"listen {port}\n    bind {HOST}:{port} backlog 4096\n{rule}    server s {HOST}:{target}\n"
+            )
         (directory / "haproxy.cfg").write_text(text)
-        return [[installed("haproxy") or "haproxy", "-db", "-f", directory / "haproxy.cfg"]]
+        if setup.log:
+            (directory / "log").symlink_to("said")
+        mode = "-W" if setup.reloadable else "-db"
+        return [[installed("haproxy") or "haproxy", mode, "-f", directory / "haproxy.cfg"]]
 
     return commands
 
 
 def nginx_stream(directory: Path, setup: Setup) -> Commands:
-    """nginx as a TCP proxy, one process."""
+    """nginx as a TCP proxy with its own defaults: one process, with a master before it only if it
+    is to be reloaded. `deny` is the stream module's own way to refuse a client; it goes
+    through the list."""
     servers = "".join(
         f"server {{ listen {HOST}:{port} backlog=4096; proxy_pass {HOST}:{target}; }}\n"
         for port, target in setup.forwards
     )
-    denied = "".join(f"deny {address};\n" for address in setup.denied_addresses())
+    denied = "".join(f"deny {network};\n" for network in setup.denied_networks())
+    master = "on" if setup.reloadable else "off"
     (directory / "nginx.conf").write_text(f"""
         load_module {NGINX_STREAM};
-        daemon off; master_process off; pid {directory}/pid; error_log stderr crit;
+        daemon off; master_process {master}; pid {directory}/pid; error_log stderr crit;
         worker_rlimit_nofile {2 * MAX_SESSIONS + 500};
         events {{ worker_connections {2 * MAX_SESSIONS + 100}; }}
         stream {{ access_log off; proxy_timeout 1h; proxy_connect_timeout 10s; {denied} {servers} }}""")
@@ -257,7 +316,9 @@ def said(pattern: str, *command: str) -> Callable[[], str]:
 
 def own_version() -> str:
     """fastfwd's version, and the commit if this is a checkout."""
-    done = subprocess.run([sys.executable, "-m", "fastfwd", "-v"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastfwd", "-v"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     number = done.stdout.split()[-1]
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -272,19 +333,49 @@ def kernel() -> str:
 
 rinetd_version = said(r"rinetd ([0-9.]+)", "rinetd", "-v")
 haproxy_version = said(r"version ([0-9.]+)", "haproxy", "-v")
+nginx_version = said(r"nginx/([0-9.]+)", "nginx", "-v")
+
+
+SPLICING = "haproxy+splice-1"
+"""The name of HAProxy with one thread that always splices."""
+
+
+def an_haproxy(threads: int, splicing: bool = False) -> Contender:
+    """HAProxy with that many threads, splicing always or as it thinks fit."""
+    name = f"haproxy{'+splice' * splicing}-{threads}"
+    title = f"HAProxy, {threads} thread{'s' * (threads > 1)}{', always splicing' * splicing}"
+    commands = haproxy(threads, splicing)
+    return Contender(name, title, "haproxy", threads, "haproxy", commands, haproxy_version, signal.SIGUSR2)
+
+
+def a_fastfwd(workers: int) -> Contender:
+    """fastfwd with that many workers."""
+    title = f"fastfwd, {workers} worker{'s' * (workers > 1)}"
+    return Contender(
+        f"fastfwd-{workers}", title, "fastfwd", workers, None, fastfwd(workers), own_version, signal.SIGHUP
+    )
+
 
 CONTENDERS: dict[str, Contender] = {
     each.name: each
     for each in (
         Direct("direct", "direct", "direct", 0, None, nothing, kernel),
-        Translation("dnat", "nftables DNAT", "dnat", 0, "nft", nothing, said(r"v([0-9.]+)", "nft", "--version")),
-        Contender("rinetd", "C rinetd", "rinetd", 1, "rinetd", rinetd, rinetd_version),
-        Contender("haproxy-1", "HAProxy, 1 thread", "haproxy", 1, "haproxy", haproxy(1), haproxy_version),
-        Contender("haproxy-2", "HAProxy, 2 threads", "haproxy", 2, "haproxy", haproxy(2), haproxy_version),
-        NginxStream("nginx", "nginx stream", "nginx", 1, "nginx", nginx_stream, said(r"nginx/([0-9.]+)", "nginx", "-v")),
+        Translation(
+            "dnat", "nftables DNAT", "dnat", 0, "nft", nothing, said(r"v([0-9.]+)", "nft", "--version")
+        ),
+        Contender("rinetd", "C rinetd", "rinetd", 1, "rinetd", rinetd, rinetd_version, signal.SIGHUP),
+        an_haproxy(1),
+        an_haproxy(1, splicing=True),
+        an_haproxy(2),
+        an_haproxy(4),
+        NginxStream("nginx", "nginx stream", "nginx", 1, "nginx", nginx_stream, nginx_version, signal.SIGHUP),
         Contender("socat", "socat", "socat", 1, "socat", socat, said(r"version ([0-9.]+)", "socat", "-V")),
-        Contender("fastfwd-1", "fastfwd, 1 worker", "fastfwd", 1, None, fastfwd(1), own_version),
-        Contender("fastfwd-2", "fastfwd, 2 workers", "fastfwd", 2, None, fastfwd(2), own_version),
+        a_fastfwd(1),
+        a_fastfwd(2),
+        a_fastfwd(4),
     )
 }
 """By name, in the order of the tables."""
+
+USUAL = tuple(name for name, each in CONTENDERS.items() if each.threads <= 2 and name != SPLICING)
+"""Who is in most scenarios."""

@@ -1,4 +1,4 @@
-"""What counting costs, on the real scoreboard: `.venv/bin/python bench/counters.py`.
+"""What counting costs, on the real scoreboard: `python -m bench.counters`.
 
 A request on a connection that stays open costs two turns of a pump and two of the loop
 (the client's bytes, then the backend's); a connection costs the rest once. Best of
@@ -21,9 +21,14 @@ ROUNDS = 7
 
 
 class Holder:
-    """Stands for the session, its listener and a pump: attributes in slots, as theirs are."""
+    """Stands for the session, its listener, a pump and the loop: attributes in slots, as theirs are."""
 
-    __slots__ = ("listener", "longest", "now", "row", "taken")
+    __slots__ = ("listener", "now", "row", "taken")
+
+    listener: Holder
+    now: float
+    row: memoryview
+    taken: int
 
 
 def names() -> dict[str, object]:

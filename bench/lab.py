@@ -15,10 +15,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from bench import clients
 from bench.contenders import CONTENDERS, Contender, Setup, Way
-from bench.processes import HOST, needed, run, running
+from bench.processes import HOST, installed, needed, run, running, wait
 
 INSIDE = "FASTFWD_BENCH_NAMESPACE"
 
@@ -32,11 +34,11 @@ def enter_namespace() -> bool:
     if os.environ.get(INSIDE):
         run([needed("ip"), "link", "set", "lo", "up"], 1)
         return True
-    unshare, ip = shutil.which("unshare"), shutil.which("ip")
-    if os.geteuid() or not unshare or not ip:
+    unshare = shutil.which("unshare")
+    if os.geteuid() or unshare is None or installed("ip") is None:
         return False
     os.environ[INSIDE] = "1"
-    os.execv(unshare, [unshare, "--net", "--", sys.executable, "-m", "bench", *sys.argv[1:]])
+    return os.execv(unshare, [unshare, "--net", "--", sys.executable, "-m", "bench", *sys.argv[1:]])
 
 
 def raise_limits() -> None:
@@ -101,23 +103,35 @@ class Lab:
             yield directory
 
     @contextmanager
-    def start(self, contender: Contender, *, log: str | None = None, denied: int = 0) -> Iterator[Way]:
-        """A fresh process of `contender` that forwards to the web server (`ports[0]`) and to
-        iperf3 (`ports[1]`); see Setup for the rest."""
-        targets = self.web[contender.name], self.bulk
-        forwards = [(self.free_port(), target) for target in targets]
+    def setup(self, contender: Contender, forwards: int = 2) -> Iterator[Setup]:
+        """What `contender` is to do in one measurement: the second of its forwards goes to
+        iperf3, the others to the web server."""
+        ports = [self.free_port() for _ in range(forwards)]
+        web = self.web[contender.name]
         try:
-            with self.scratch() as directory, contender.start(directory, Setup(tuple(forwards), log, denied)) as way:
-                yield way
+            yield Setup(tuple((port, self.bulk if n == 1 else web) for n, port in enumerate(ports)))
         finally:
-            self._taken -= {port for port, _ in forwards}
+            self._taken.difference_update(ports)
+
+    @contextmanager
+    def start(self, contender: Contender, *, log: str | None = None, denied: int = 0) -> Iterator[Way]:
+        """A fresh process of `contender`, from when it has answered a request: `ports[0]` leads
+        to the web server, `ports[1]` to iperf3; see Setup for the rest."""
+        with (
+            self.setup(contender) as plain,
+            self.scratch() as directory,
+            contender.start(directory, replace(plain, log=log, denied=denied)) as way,
+        ):
+            wait(lambda: clients.ask(way.ports[0]).answered, f"{contender.name} forwards")
+            yield way
 
     def _nginx(self) -> list[str | Path]:
         directory = self.directory / "nginx"
         directory.mkdir()
         (directory / "small").write_text("x" * SMALL)
         temporary = " ".join(
-            f"{name}_temp_path {directory}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+            f"{name}_temp_path {directory}/{name};"
+            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         listen = " ".join(f"listen {HOST}:{port} backlog=4096;" for port in self.web.values())
         (directory / "nginx.conf").write_text(f"""

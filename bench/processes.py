@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,16 +39,25 @@ def needed(name: str) -> str:
     return program
 
 
-def sockets(port: int, state: str) -> int:
-    """How many IPv4 sockets with the local `port` are in `state` (proc(5), net/tcp). Asking
-    the kernel disturbs nobody: to iperf3 a connection would be a test."""
-    wanted = f":{port:04X}"
-    found = 0
+def sockets(state: str) -> list[int]:
+    """The local ports of all IPv4 sockets in `state` (proc(5), net/tcp). Asking the kernel
+    disturbs nobody: to iperf3 a connection would be a test."""
     with open("/proc/net/tcp", encoding="ascii") as lines:
-        for line in lines:
-            fields = line.split(None, 4)
-            found += fields[1].endswith(wanted) and fields[3] == state
-    return found
+        next(lines)
+        return [
+            int(fields[1][-4:], 16)
+            for fields in (line.split(None, 4) for line in lines)
+            if fields[3] == state
+        ]
+
+
+def wait(reached: Callable[[], bool], what: str, pause: float = 0.02) -> None:
+    """Look until `reached`. Raises RuntimeError with `what` after PATIENCE."""
+    end = time.monotonic() + PATIENCE
+    while not reached():
+        if time.monotonic() > end:
+            raise RuntimeError(f"not within {PATIENCE:.0f} s: {what}")
+        time.sleep(pause)
 
 
 def run(command: Sequence[str | Path], seconds: float) -> str:
@@ -68,7 +77,7 @@ def run(command: Sequence[str | Path], seconds: float) -> str:
 
 @contextmanager
 def running(
-    command: Sequence[str | Path], directory: Path, ports: Iterable[int], *, environment: dict[str, str] | None = None
+    command: Sequence[str | Path], directory: Path, ports: Iterable[int]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`command`, which stays in the foreground, from when it listens on `ports` until the
     block ends. What it says goes to the file `said` in `directory`."""
@@ -80,15 +89,17 @@ def running(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=None if environment is None else {**os.environ, **environment},
         )
+    wanted = set(ports)
+
+    def listens() -> bool:
+        if process.poll() is not None:
+            raise RuntimeError(f"{command[0]} does not start:\n{said.read_text()}")
+        return wanted <= set(sockets(LISTEN))
+
     try:
-        end = time.monotonic() + PATIENCE
-        for port in ports:
-            while not sockets(port, LISTEN):
-                if process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"{command[0]} does not start:\n{said.read_text()}")
-                time.sleep(0.005)
+        if wanted:
+            wait(listens, f"{command[0]} listens", 0.005)
         yield process
     finally:
         stop(process)

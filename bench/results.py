@@ -1,6 +1,6 @@
 """What was measured, and what follows from it by arithmetic alone: medians, ratios, spreads.
 
-A Result is one scenario's outcome and one file, bench/results/SCENARIO.json. runs
+A Result is one scenario's outcome and one file, bench/results/SCENARIO.json. scenario
 fills it; report, plots and targets only read it.
 """
 
@@ -14,6 +14,20 @@ from pathlib import Path
 import orjson
 
 DIRECTORY = Path(__file__).parent / "results"
+"""Where the published results are."""
+
+RELATIVE = frozenset({"logging", "access"})
+"""Scenarios that ask what a setting costs: their ratios are to the same contender in the first case."""
+
+
+def family(contender: str) -> str:
+    """The program of a contender, whose name is FAMILY[+VARIANT][-THREADS]."""
+    return contender.partition("-")[0].partition("+")[0]
+
+
+def threads(contender: str) -> int:
+    """How many threads or workers a contender has."""
+    return int(contender.partition("-")[2] or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +40,10 @@ class Figure:
     unit: str
     form: str = ",.0f"
     less: bool = False
+
+    def formatted(self, number: float) -> str:
+        """A value as people read it, without the unit."""
+        return format(number, self.form)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +117,22 @@ class Result:
         others = self.values(reference_case or case, reference, figure)
         return spread(own[n] / others[n] for n in own.keys() & others.keys() if others[n])
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """Who is compared with whom: each fastfwd with C rinetd, and with the HAProxy that has as
+        many threads as it has workers."""
+        return [
+            (contender, reference)
+            for contender in self.contenders
+            if family(contender) == "fastfwd"
+            for reference in self.contenders
+            if reference == "rinetd"
+            or (family(reference) == "haproxy" and threads(reference) == threads(contender))
+        ]
+
+    def baseline(self) -> str | None:
+        """The label of the case that the others are compared with, if this scenario asks that."""
+        return self.cases[0].label if self.scenario in RELATIVE and len(self.cases) > 1 else None
+
     def save(self, directory: Path = DIRECTORY) -> Path:
         """Write it as JSON."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -111,6 +145,11 @@ def spread(values: Iterable[float]) -> Spread | None:
     """Median and extremes; None of nothing."""
     found = list(values)
     return Spread(statistics.median(found), min(found), max(found)) if found else None
+
+
+def load_all(directory: Path, names: Iterable[str]) -> dict[str, Result]:
+    """By scenario, what `directory` has of the scenarios `names`, in their order."""
+    return {name: load(path) for name in names if (path := directory / f"{name}.json").exists()}
 
 
 def load(path: Path) -> Result:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import datetime
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from bench import clients
 from bench.contenders import CONTENDERS, Contender, Way, kernel
 from bench.lab import Lab
 from bench.results import Case, Figure, Measurement, Result
@@ -26,8 +28,10 @@ Measure = Callable[[Lab, Contender, Case, float], dict[str, float]]
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """`about` says in a sentence or two how it is measured; `variable` what the cases vary.
-    `contenders` are the names of those it makes sense for, and `suits`, if given, may
-    leave out a contender in single cases. `quick` are the cases of the quick form."""
+    `contenders` are the names of those it makes sense for; `omitted` says of others why
+    they are not among them, and `suits`, if given, may leave out a contender in single
+    cases. `quick` are the cases of the quick form, `rounds` the most that a slow scenario
+    may take."""
 
     name: str
     title: str
@@ -39,6 +43,8 @@ class Scenario:
     measure: Measure
     suits: Callable[[Contender, Case], bool] | None = None
     quick: tuple[str, ...] = ()
+    omitted: Mapping[str, str] = field(default_factory=dict)
+    rounds: int | None = None
 
 
 def priced(way: Way, before: float | None, name: str, per: float) -> dict[str, float]:
@@ -48,10 +54,41 @@ def priced(way: Way, before: float | None, name: str, per: float) -> dict[str, f
     return {} if before is None or after is None else {name: (after - before) / per}
 
 
+SERVING = (
+    Figure("requests", "requests per second", "1/s"),
+    Figure("p99", "latency of a request, 99th percentile", "ms", ".2f", less=True),
+    Figure("request_cpu", "CPU per request", "µs", ".1f", less=True),
+    Figure("connections", "connections per second", "1/s"),
+    Figure("connection_cpu", "CPU per connection", "µs", ".1f", less=True),
+)
+"""What `serving` measures."""
+
+
+def serving(way: Way, connections: int, seconds: float) -> dict[str, float]:
+    """Small requests to `ports[0]`, over connections that stay open and then over a new one for
+    each, `connections` at a time."""
+    start = way.cpu()
+    kept = clients.requests(way.ports[0], connections, seconds)
+    price = priced(way, start, "request_cpu", kept.count / 1e6)
+    start = way.cpu()
+    fresh = clients.requests(way.ports[0], connections, seconds, close=True)
+    return {
+        "requests": kept.rate,
+        "p99": kept.p99,
+        "connections": fresh.rate,
+        **price,
+        **priced(way, start, "connection_cpu", fresh.count / 1e6),
+    }
+
+
 def machine() -> dict[str, str]:
     """Where this runs."""
     model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         "unknown",
     )
     return {
@@ -72,10 +109,17 @@ def measure(
     progress: Callable[[str], None],
 ) -> Result:
     """Run `scenario` with those of the contenders called `chosen` that it is for and that
-    are installed. `progress` is told what comes next."""
-    cases = [case for case in scenario.cases if not lab.quick or not scenario.quick or case.label in scenario.quick]
-    wanted = [CONTENDERS[name] for name in scenario.contenders if name in chosen]
+    are installed. One that fails is left out from then on; what it gave before stays.
+    `progress` is told what comes next."""
+    cases = [
+        case for case in scenario.cases if not lab.quick or not scenario.quick or case.label in scenario.quick
+    ]
+    wanted = [
+        each for each in CONTENDERS.values() if each.name in scenario.contenders and each.name in chosen
+    ]
     present = [contender for contender in wanted if contender.available()]
+    if scenario.rounds is not None:
+        rounds = min(rounds, scenario.rounds)
     result = Result(
         scenario.name,
         scenario.title,
@@ -85,14 +129,18 @@ def measure(
         cases,
         {contender.name: contender.title for contender in present},
         versions={contender.name: contender.version() for contender in present},
-        omitted={each.name: "not available on this machine" for each in wanted if each not in present},
+        omitted={
+            **{name: why for name, why in scenario.omitted.items() if name in chosen},
+            **{each.name: "not available on this machine" for each in wanted if each not in present},
+        },
         machine=machine(),
-        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         rounds=rounds,
         seconds=seconds,
     )
-    for name, why in result.omitted.items():
-        print(f"bench: {name} is left out: {why}", file=sys.stderr)
+    for each in wanted:
+        if each not in present:
+            print(f"bench: {each.name} is left out: {result.omitted[each.name]}", file=sys.stderr)
     for number in range(rounds):
         for case in cases:
             # Another order each round: nobody always comes after the same one.
@@ -100,7 +148,16 @@ def measure(
             for contender in present[shift:] + present[:shift]:
                 if scenario.suits is not None and not scenario.suits(contender, case):
                     continue
+                if contender.name in result.omitted:
+                    continue
                 progress(f"{scenario.name}: round {number + 1} of {rounds}, {case.label}, {contender.name}")
-                figures = scenario.measure(lab, contender, case, seconds)
+                try:
+                    figures = scenario.measure(lab, contender, case, seconds)
+                except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                    words = " ".join(str(error).split())[:300]
+                    why = f"failed with {case.label or scenario.name} in round {number + 1}: {words}"
+                    print(f"\nbench: {contender.name} is left out from here on: {why}", file=sys.stderr)
+                    result.omitted[contender.name] = why
+                    continue
                 result.measurements.append(Measurement(number, case.label, contender.name, figures))
     return result

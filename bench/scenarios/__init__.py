@@ -3,8 +3,35 @@
 from __future__ import annotations
 
 from bench.scenario import Scenario
-from bench.scenarios import bulk, connections, requests
+from bench.scenarios import (
+    access,
+    bulk,
+    connections,
+    idle,
+    logging,
+    memory,
+    mixed,
+    reload,
+    requests,
+    scaling,
+    scrape,
+    startup,
+)
 
 SCENARIOS: dict[str, Scenario] = {
-    module.SCENARIO.name: module.SCENARIO for module in (bulk, requests, connections)
+    module.SCENARIO.name: module.SCENARIO
+    for module in (
+        bulk,
+        requests,
+        connections,
+        idle,
+        mixed,
+        memory,
+        logging,
+        access,
+        startup,
+        reload,
+        scaling,
+        scrape,
+    )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import clients
-from bench.contenders import CONTENDERS, Contender
+from bench.contenders import SPLICING, USUAL, Contender
 from bench.lab import Lab
 from bench.results import Case, Figure
 from bench.scenario import Scenario, priced
@@ -29,7 +29,7 @@ SCENARIO = Scenario(
     "flows",
     FIGURES,
     (Case("1 flow", 1), Case("8 flows", 8)),
-    tuple(CONTENDERS),
+    (*USUAL, SPLICING),
     measure,
     quick=("1 flow",),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import clients
-from bench.contenders import CONTENDERS, Contender
+from bench.contenders import USUAL, Contender
 from bench.lab import Lab
 from bench.results import Case, Figure
 from bench.scenario import Scenario, priced
@@ -30,6 +30,6 @@ SCENARIO = Scenario(
     "",
     FIGURES,
     (Case("64 at a time", 64),),
-    tuple(CONTENDERS),
+    USUAL,
     measure,
 )

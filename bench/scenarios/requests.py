@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import clients
-from bench.contenders import CONTENDERS, Contender
+from bench.contenders import SPLICING, USUAL, Contender
 from bench.lab import Lab
 from bench.results import Case, Figure
 from bench.scenario import Scenario, priced
@@ -32,11 +32,12 @@ def measure(lab: Lab, contender: Contender, case: Case, seconds: float) -> dict[
 SCENARIO = Scenario(
     "requests",
     "Small requests on connections that stay open",
-    "wrk asks nginx for a file of 100 bytes as fast as the answers come, one request at a time on each connection.",
+    "wrk asks nginx for a file of 100 bytes as fast as the answers come, one request at a time on each"
+    " connection.",
     "connections",
     FIGURES,
     (Case("1 connection", 1), Case("64 connections", 64), Case("512 connections", 512)),
-    tuple(CONTENDERS),
+    (*USUAL, SPLICING),
     measure,
     quick=("64 connections",),
 )

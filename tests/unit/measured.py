@@ -1,0 +1,51 @@
+"""Results of the bench made by hand, for the tests of what follows from results."""
+
+from __future__ import annotations
+
+from bench.results import Case, Figure, Measurement, Result
+
+RATE = Figure("rate", "requests per second", "1/s")
+CPU = Figure("cpu", "CPU per request", "µs", ".1f", less=True)
+
+TITLES = {
+    "rinetd": "C rinetd",
+    "haproxy-1": "HAProxy, 1 thread",
+    "haproxy-2": "HAProxy, 2 threads",
+    "fastfwd-1": "fastfwd, 1 worker",
+    "fastfwd-2": "fastfwd, 2 workers",
+}
+
+Rounds = dict[tuple[str, str], list[float]]
+"""(case, contender) -> a value per round."""
+
+
+def result(scenario: str, rates: Rounds, *, figure: Figure = RATE, variable: str = "") -> Result:
+    """One figure of a scenario with the cases and contenders that `rates` has, in their order; a
+    case's place on an axis is the number its label begins with."""
+    labels = dict.fromkeys(case for case, _ in rates)
+    present = dict.fromkeys(contender for _, contender in rates)
+    return Result(
+        scenario,
+        f"The title of {scenario}",
+        "How it is measured.",
+        variable,
+        [figure],
+        [Case(label, number(label)) for label in labels],
+        {name: title for name, title in TITLES.items() if name in present},
+        versions=dict.fromkeys(present, "1.0"),
+        machine={"processor": "a processor", "processors": "2"},
+        date="2026-01-01",
+        rounds=max(map(len, rates.values())),
+        seconds=3.0,
+        measurements=[
+            Measurement(round_, case, contender, {figure.name: value})
+            for (case, contender), values in rates.items()
+            for round_, value in enumerate(values)
+        ],
+    )
+
+
+def number(label: str) -> float:
+    """The number a label begins with, or 0."""
+    first = label.split(maxsplit=1)[0].replace(",", "")
+    return float(first) if first.isdigit() else 0.0

@@ -1,0 +1,88 @@
+"""Targets of the bench: what holds, what does not, what is not judged."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.scenarios import SCENARIOS
+from bench.targets import TARGETS, Target, Verdict, judge
+from tests.unit.measured import CPU, result
+
+CASE = "64 connections"
+REQUESTS = {
+    "requests": result(
+        "requests",
+        {
+            (CASE, "rinetd"): [10, 10, 10],
+            (CASE, "haproxy-1"): [10, 10, 10],
+            (CASE, "haproxy-2"): [8, 8, 8],
+            (CASE, "fastfwd-1"): [10, 10.4, 11],
+            (CASE, "fastfwd-2"): [9, 9, 9],
+        },
+        figure=CPU,
+    )
+}
+
+
+def verdict(reference: str, workers: int) -> Verdict:
+    """What is judged of the requests above."""
+    (found,) = (
+        each
+        for each in judge(REQUESTS)
+        if (each.target.scenario, each.target.reference, each.workers) == ("requests", reference, workers)
+    )
+    return found
+
+
+def test_a_target_holds_if_the_median_does() -> None:
+    """1.04 is within 1.05, though one round gave 1.1."""
+    assert verdict("haproxy", 1).holds is True
+
+
+def test_as_many_workers_are_judged_as_the_other_has_threads() -> None:
+    """9 µs beside the 8 of two threads."""
+    found = verdict("haproxy", 2)
+    assert found.ratio is not None
+    assert (found.ratio.median, found.holds) == (9 / 8, False)
+
+
+def test_two_workers_beside_a_program_with_one_thread_are_shown_and_not_judged() -> None:
+    found = verdict("rinetd", 2)
+    assert found.ratio is not None
+    assert (found.ratio.median, found.holds) == (0.9, None)
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    assert {each.holds for each in judge({})} == {None}
+
+
+def test_at_least_is_the_other_direction() -> None:
+    found = result("bulk", {("1 flow", "rinetd"): [1], ("1 flow", "fastfwd-1"): [1.5]})
+    holds = {
+        each.target.reference: each.holds
+        for each in judge({"bulk": found})
+        if (each.target.scenario, each.target.figure, each.workers) == ("bulk", "rate", 1)
+    }
+    assert holds == {"rinetd": True, "haproxy": None}
+
+
+def test_the_price_of_a_setting_is_judged_beside_the_same_contender_without_it() -> None:
+    found = result("logging", {("off", "fastfwd-1"): [100], ("tab", "fastfwd-1"): [94]})
+    (holds,) = (
+        each.holds
+        for each in judge({"logging": found})
+        if each.target.scenario == "logging" and each.workers == 1
+    )
+    assert holds is False
+
+
+@pytest.mark.parametrize(
+    "target", TARGETS, ids=lambda each: f"{each.scenario}-{each.figure}-{each.reference}"
+)
+def test_a_target_is_about_something_that_is_measured(target: Target) -> None:
+    scenario = SCENARIOS[target.scenario]
+    assert target.figure in [figure.name for figure in scenario.figures]
+    labels = [case.label for case in scenario.cases]
+    assert target.case in labels
+    assert target.reference_case is None or target.reference_case in labels
+    assert {f"fastfwd-{workers}" for workers in (1, 2)} <= set(scenario.contenders)
