@@ -75,7 +75,7 @@ class Cell(enum.IntEnum):
     """The row of a slot that its worker writes."""
 
     HEARTBEAT = 0
-    """Monotonic time of the loop's last turn."""
+    """Monotonic time of the loop's last look at its timers."""
     SESSIONS = 1
     """Sessions and dials open now."""
     LOG_LINES = 2

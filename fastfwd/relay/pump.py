@@ -16,7 +16,7 @@ The contract (tests/relay holds every mover to it):
   arrived before it has been given to the sink.
 * SINK_BROKE: the sink refuses bytes for good; what was taken and not given is lost.
 
-The last three are final. `taken - given` is what the pump still holds.
+The last three are final. `pending` is what the pump still holds; after SINK_BROKE, what is lost.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Pump:
         "copy_only",
         "ending",
         "error",
-        "given",
+        "fin",
         "held",
         "move",
+        "pending",
         "pipe",
-        "piped",
         "sink",
         "source",
         "streak",
@@ -75,18 +75,19 @@ class Pump:
         self.move = move
         self.taken = 0
         """Bytes read from the source so far."""
-        self.given = 0
-        """Bytes the sink's kernel has accepted so far."""
+        self.pending = 0
+        """Bytes taken and not given: held, in the pipe, or lost with the sink. Movers set
+        it only when the sink falls short, which most never does. No system call tells how
+        many are in a pipe (it is full by slots, pipe(7), long before it is full by bytes)."""
         self.held: memoryview | None = None
         """What a short send left over; nothing is read while it is here."""
         self.pipe: Pipe | None = None
-        self.piped = 0
-        """Bytes in the pipe. Counted here because no system call tells (a pipe is full
-        by slots, pipe(7), long before it is full by bytes)."""
         self.streak = 0
+        self.fin = False
+        """The peer's FIN has come and nothing else: a short read takes the last bytes."""
         self.to_end = False
-        """The peer's FIN or an error was announced: read on to it although a short read
-        says that nothing else is waiting, since epoll's edge will not come again."""
+        """An end of another kind was announced: read on to it although a short read says
+        that nothing else is waiting, since epoll's edge will not come again."""
         self.copy_only = False
         """Not to be spliced any more: urgent data was announced, whose mark splice(2)
         cannot pass, or splicing has come to an end of some kind that only recv can name."""
@@ -96,6 +97,11 @@ class Pump:
         """The errno behind SOURCE_BROKE or SINK_BROKE, perhaps before the verdict."""
         self.verdict = DRY
         """The last verdict, kept by the session for the session."""
+
+    @property
+    def given(self) -> int:
+        """Bytes the sink's kernel has accepted so far."""
+        return self.taken - self.pending
 
 
 Mover = Callable[[Pump, int], int]
@@ -108,7 +114,7 @@ def release(pump: Pump, pool: PipePool) -> None:
     pump.held = None
     if (pipe := pump.pipe) is not None:
         pump.pipe = None
-        if pump.piped:
+        if pump.pending:
             pool.kill(pipe)
         else:
             pool.give_back(pipe)

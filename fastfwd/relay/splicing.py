@@ -52,49 +52,48 @@ def movers(pool: PipePool, tally: Tally) -> tuple[Mover, Mover]:
         sink = pump.sink.fileno()
         read_end = pipe.read_end
         write_end = pipe.write_end
-        piped = pump.piped
+        piped = pump.pending
         left = budget
         while True:
-            dry = pump.copy_only
-            if not dry:
+            # Only into an empty pipe: it would take far more than its size (a slot may hold
+            # 64 KiB), all of it kept for a sink that is full. So EAGAIN means dry here.
+            if not piped:
+                if pump.copy_only:
+                    break
                 try:
-                    n = os_splice(source, write_end, CHUNK, flags=FLAGS)
+                    piped = os_splice(source, write_end, CHUNK, flags=FLAGS)
                 except BlockingIOError:
-                    # Dry, or the pipe is full by slots: the same errno (measured).
-                    # With bytes in the pipe it does not matter which: give first.
-                    dry = True
+                    break
                 except OSError as error:
-                    # Latched in `error`: asking has taken it off the socket, and recv,
-                    # which is to read what is left, will end as if cleanly.
-                    dry = pump.copy_only = True
+                    # Latched: asking has taken it off the socket, and recv, which is to
+                    # read what is left, will end as if cleanly.
+                    pump.copy_only = True
                     if error.errno not in CANNOT_SPLICE:
                         pump.error = error.errno or 0
-                else:
-                    # Nothing is no proof of the end: with a FIN behind it, an urgent
-                    # mark reads as nothing too (measured). recv knows.
-                    dry = pump.copy_only = not n
-                    pump.taken += n
-                    tally.spliced += n
-                    piped += n
-            if dry and not piped:
-                break
+                    break
+                if not piped:
+                    # No proof of the end: with a FIN behind it, an urgent mark reads as
+                    # nothing too (measured). recv knows.
+                    pump.copy_only = True
+                    break
+                pump.taken += piped
+                tally.spliced += piped
             while piped:
                 try:
                     n = os_splice(read_end, sink, piped, flags=FLAGS)
                 except BlockingIOError:
-                    pump.piped = piped
+                    pump.pending = piped
                     return FULL
                 except OSError as error:
                     pump.error = error.errno or 0
-                    pump.piped = piped
+                    pump.pending = piped
                     return SINK_BROKE
-                pump.given += n
                 piped -= n
                 left -= n
             if left <= 0:
-                pump.piped = 0
+                pump.pending = 0
                 return MORE
-        pump.piped = 0
+        pump.pending = 0
         pump.pipe = None
         pool.give_back(pipe)
         if pump.copy_only:

@@ -13,12 +13,14 @@ import select
 import socket
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Mapping, Sequence
+from fcntl import ioctl
+from termios import FIONREAD
 from typing import TYPE_CHECKING, Final
 
 from fastfwd.model import Address, Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import CONNECT_TIME, DURATION, ForwardCell
-from fastfwd.worker.session import READ, Session
+from fastfwd.worker.session import READ, READABLE, Session
 
 if TYPE_CHECKING:
     from fastfwd.worker.accept import Listener
@@ -32,8 +34,21 @@ PATIENCE: Final = 1.0
 which saves a wake-up per connection."""
 
 STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+CONNECTING: Final = READ | select.EPOLLOUT
+FAILED: Final = select.EPOLLERR | select.EPOLLHUP
+
+# The names of modules and of enums cost 0.05 µs each time; a connection would use twenty.
+CONNECTS: Final = int(ForwardCell.CONNECTS)
+OPENED: Final = int(ForwardCell.OPENED)
+EINPROGRESS: Final = errno.EINPROGRESS
+NOTHING: Final = bytes(4)
 IPPROTO_TCP: Final = socket.IPPROTO_TCP
 SOL_SOCKET: Final = socket.SOL_SOCKET
+TCP_NODELAY: Final = socket.TCP_NODELAY
+TCP_KEEPIDLE: Final = socket.TCP_KEEPIDLE
+TCP_QUICKACK: Final = socket.TCP_QUICKACK
+SO_KEEPALIVE: Final = socket.SO_KEEPALIVE
+SO_OOBINLINE: Final = socket.SO_OOBINLINE
 KEEPALIVE_IDLE: Final = 60
 """Seconds of silence before the first keepalive probe: a peer that vanished without a
 FIN is found in minutes instead of never."""
@@ -95,10 +110,10 @@ def tune(sock: Socket) -> None:
     keepalive, because a firewall's peers vanish; urgent data in line, because a
     telnet peer would otherwise lose the byte it marks.
     """
-    sock.setsockopt(IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
-    sock.setsockopt(SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+    sock.setsockopt(IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    sock.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
 
 
 class Dial:
@@ -165,31 +180,39 @@ class Dial:
                 tune(backend)
                 if target.source_host is not None:
                     self._bind(backend, address)
+                if ioctl(self.client_fd, FIONREAD, NOTHING) != NOTHING:
+                    # The client has spoken: the last ACK of the handshake can go out with
+                    # its words (tcp(7), TCP_QUICKACK). A packet less, and a backend that
+                    # is woken once instead of twice: 6 of 70 µs per connection. Without
+                    # those words it would wait for 200 ms, and so would a backend that
+                    # speaks first.
+                    backend.setsockopt(IPPROTO_TCP, TCP_QUICKACK, 0)
                 code = backend.connect_ex((address.text, target.port))
             except OSError:
                 backend.close()
                 outcome = Outcome.LOCAL_BIND_FAILED
                 self._count(ForwardCell.CONNECTS, ForwardCell.LOCAL)
                 continue
-            if code not in (0, errno.EINPROGRESS):
+            if code and code != EINPROGRESS:
                 backend.close()
                 outcome = Outcome.LOCAL_CONNECT_FAILED
                 self._count(ForwardCell.CONNECTS, WHY.get(code, ForwardCell.LOCAL))
                 continue
+            self.backend_fd = backend.fileno()
             try:
-                worker.loop.watch(backend.fileno(), READ | select.EPOLLOUT, self.event)
+                worker.loop.watch(self.backend_fd, CONNECTING, self.event)
             except OSError as error:
                 backend.close()
                 return self._wait_for_room(error)
             self.backend = backend
-            self.backend_fd = backend.fileno()
-            self._count(ForwardCell.CONNECTS)
+            row = listener.row
+            row[CONNECTS] += 1
             if not self._opened:  # rinetd's order: before the backend has answered
                 self._opened = True
-                self._count(ForwardCell.OPENED)
+                row[OPENED] += 1
                 self._log(Outcome.OPENED)
             self._dialled = worker.loop.now
-            worker.patience.add(self, worker.loop.now)
+            worker.patience.add(self, self._dialled)
             return None
         if not target.addresses:
             self._count(ForwardCell.CONNECTS, ForwardCell.RESOLVE)
@@ -200,7 +223,7 @@ class Dial:
         backend = self.backend
         assert backend is not None
         broken = False
-        if mask & (select.EPOLLERR | select.EPOLLHUP):
+        if mask & FAILED:
             error = backend.getsockopt(SOL_SOCKET, socket.SO_ERROR)
             if error not in ESTABLISHED_THEN_RESET:
                 return self._try_another(WHY.get(error, ForwardCell.LOCAL))
@@ -223,7 +246,7 @@ class Dial:
             self,
             took,
         )
-        return session.begin(mask & ~select.EPOLLOUT, broken=broken, client_watched=self._watching)
+        return session.begin(mask & READABLE, broken=broken, client_watched=self._watching)
 
     def waited(self) -> None:
         """PATIENCE is over: from now on notice a client that leaves."""
@@ -265,7 +288,7 @@ class Dial:
     def _client_event(self, mask: int) -> None:
         # Only a reset ends a dial: a FIN may be the half-close of somebody who waits
         # for the answer (`nc -N`), and no system call tells it from a farewell.
-        if mask & (select.EPOLLERR | select.EPOLLHUP):
+        if mask & FAILED:
             self.end(Outcome.DONE_REMOTE_CLOSED)
 
     def _try_another(self, why: ForwardCell) -> None:

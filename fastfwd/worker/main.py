@@ -117,7 +117,6 @@ class Worker:
         self._prepared: tuple[int, dict[str, Listener], EventLog | None] | None = None
         self._draining = False
         self._complained = -60.0
-        self._open_before = -1
         self._paused_at = 0.0
         # Counters go on where the slot's last worker left them.
         self._before = {cell: int(self.row[cell]) for cell in (Cell.PIPES_SHORT, Cell.COPIED, Cell.SPLICED)}
@@ -132,8 +131,7 @@ class Worker:
     def run(self) -> None:
         """Serve until told to stop, or until drained."""
         self.loop.watch(self.channel.fileno(), select.EPOLLIN, self._hear)
-        self.loop.end_of_turn.append(self._finish_turn)
-        self.loop.now_and_then += [self._publish, self._observe_lag]
+        self.loop.now_and_then += [self._publish, self._observe_lag, self._end_if_drained]
         self.loop.run()
         if self.log is not None:
             self.log.close()
@@ -243,6 +241,7 @@ class Worker:
         if self.log is not None:
             self.log.close()
         self.log = event_log
+        self.loop.end_of_turn = [] if event_log is None else [event_log.flush]
         kept = {listener.sock for listener in self._listeners.values()}
         for listener in old.values():
             if listener.sock not in kept:
@@ -323,18 +322,14 @@ class Worker:
         else:
             raise  # noqa: PLE0704  # called in the loop's except clause
 
-    def _finish_turn(self) -> None:
-        if self.log is not None:
-            self.log.flush()
-        open_now = len(self.sessions) + len(self.dials)
-        if open_now != self._open_before:
-            self.row[Cell.SESSIONS] = self._open_before = open_now
-        if self._draining and not (open_now or self._aborts.due):
+    def _end_if_drained(self) -> None:
+        if self._draining and not (self.sessions or self.dials or self._aborts.due):
             self.loop.running = False
 
     def _publish(self) -> None:
         self.channel.flush()  # what a busy supervisor had no room for
         row = self.row
+        row[Cell.SESSIONS] = len(self.sessions) + len(self.dials)
         row[Cell.PIPES_LENT] = self.pool.lent
         row[Cell.PIPES_IDLE] = self.pool.idle
         row[Cell.PIPES_SHORT] = self._before[Cell.PIPES_SHORT] + self.pool.short

@@ -40,9 +40,13 @@ CLOSED_LOCAL: Final = int(ForwardCell.CLOSED_LOCAL)
 CLOSED_REMOTE: Final = int(ForwardCell.CLOSED_REMOTE)
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+BYTES: Final = int(select.EPOLLIN)
+BYTES_AND_ROOM: Final = int(select.EPOLLIN | select.EPOLLOUT)
+"""A backend is registered for room from its dial on, and an edge reports all that is so."""
 WROTE: Final = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
 READABLE: Final = ~select.EPOLLOUT
-TO_END: Final = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLERR | select.EPOLLHUP
+UNUSUAL: Final = select.EPOLLPRI | select.EPOLLERR | select.EPOLLHUP
+TO_END: Final = select.EPOLLRDHUP | UNUSUAL
 
 LINGER: Final = 5.0
 """Seconds a client that keeps sending is read and dropped after its last answer (nginx's
@@ -85,6 +89,7 @@ class Session:
         "open",
         "origin",
         "outcome",
+        "row",
         "up",
     )
 
@@ -102,6 +107,7 @@ class Session:
         from (peer, start, serial); `dial_time` in seconds is how long that took."""
         worker = listener.worker
         self.listener = listener
+        self.row = listener.row
         self.client = client
         self.client_fd = client_fd
         self.client_mask = 0
@@ -131,7 +137,7 @@ class Session:
             mask |= select.EPOLLIN | select.EPOLLRDHUP
         # The client's first bytes are usually here already: reading before registering
         # saves a wake-up per connection.
-        self.turn(self.up)
+        self.client_event(BYTES)
         if mask and self.open:
             self.backend_event(mask)
         if self.open:
@@ -145,13 +151,21 @@ class Session:
                 worker.pause(error)
                 self.fail()
 
+    # A request and its answer are one call of each of the next two, and little else: for
+    # what nearly every event says they do the work of `turn` themselves (0.1 µs each).
+
     def client_event(self, mask: int) -> None:
         """The client's socket is ready for what epoll's `mask` says."""
         up = self.up
+        if mask == BYTES and up.verdict == DRY:
+            before = up.taken
+            verdict = up.move(up, BUDGET)
+            self.row[RECEIVED] += up.taken - before
+            if verdict != DRY:
+                self._act(up, verdict)
+            return
         if mask & TO_END:
-            up.to_end = True
-            if mask & select.EPOLLPRI:
-                up.copy_only = True
+            announce(up, mask)
         if up.verdict == DRY and mask & READABLE:
             self.turn(up)
         if mask & WROTE and self.down.verdict == FULL and self.open:
@@ -160,10 +174,15 @@ class Session:
     def backend_event(self, mask: int) -> None:
         """The backend's socket is ready for what epoll's `mask` says."""
         down = self.down
+        if mask == BYTES_AND_ROOM and down.verdict == DRY and self.up.verdict != FULL:
+            before = down.taken - down.pending
+            verdict = down.move(down, BUDGET)
+            self.row[SENT] += down.taken - down.pending - before
+            if verdict != DRY:
+                self._act(down, verdict)
+            return
         if mask & TO_END:
-            down.to_end = True
-            if mask & select.EPOLLPRI:
-                down.copy_only = True
+            announce(down, mask)
         if down.verdict == DRY and mask & READABLE:
             self.turn(down)
         if mask & WROTE and self.up.verdict == FULL and self.open:
@@ -173,14 +192,20 @@ class Session:
         """Let `pump` move up to its budget and act on the verdict."""
         if pump is self.up:
             before = pump.taken
-            verdict = pump.verdict = pump.move(pump, BUDGET)
-            self.listener.row[RECEIVED] += pump.taken - before
+            verdict = pump.move(pump, BUDGET)
+            self.row[RECEIVED] += pump.taken - before
         else:
             before = pump.given
-            verdict = pump.verdict = pump.move(pump, BUDGET)
-            self.listener.row[SENT] += pump.given - before
+            verdict = pump.move(pump, BUDGET)
+            self.row[SENT] += pump.given - before
         if verdict == DRY:
-            return
+            pump.verdict = DRY
+        else:
+            self._act(pump, verdict)
+
+    def _act(self, pump: Pump, verdict: int) -> None:
+        """Do what a `verdict` other than DRY asks for."""
+        pump.verdict = verdict
         if verdict == FULL:
             if pump is self.down and not self.client_mask & select.EPOLLOUT:
                 self._watch_client_room()
@@ -217,7 +242,7 @@ class Session:
         worker.loop.closing.append(self.client)
         worker.loop.closing.append(self.backend)
         duration = worker.loop.now - self.origin.started
-        row = listener.row
+        row = self.row
         row[CLOSED_REMOTE if self.outcome is Outcome.DONE_REMOTE_CLOSED else CLOSED_LOCAL] += 1
         DURATION.observe(row, duration)
         if worker.log is not None:
@@ -251,7 +276,7 @@ class Session:
         """End the session because the worker ends. A side that would miss bytes we hold
         is reset, so that it cannot take a part for the whole."""
         for pump in (self.up, self.down):
-            if pump.taken != pump.given:
+            if pump.pending:
                 abort(pump.sink)
         self.close()
 
@@ -312,6 +337,7 @@ class Session:
             # off the socket: its reads will end cleanly all the same. After EPIPE the
             # FIN had come, and what is left to read is complete.
             self.broken = pump.sink
+            other.fin = False
         if pump is self.up:
             pump.move = worker.discard
             pump.verdict = DRY
@@ -331,6 +357,16 @@ class Session:
             self.lingering = True
             worker = self.listener.worker
             worker.lingering.add(self, worker.loop.now)
+
+
+def announce(pump: Pump, mask: int) -> None:
+    """Tell `pump` of the end of its source that epoll's `mask` speaks of."""
+    if mask & select.EPOLLPRI:
+        pump.copy_only = True
+    if mask & UNUSUAL or pump.copy_only:  # a read stops short at an urgent mark, too
+        pump.to_end = True
+    else:
+        pump.fin = True
 
 
 class Abort:
