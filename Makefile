@@ -3,7 +3,7 @@
 #   make run          set up .venv and start the demonstration in the foreground
 #   make test         every check and every test (peers that are not installed are skipped)
 #   make check        lint, format and types only
-#   make bench        measure everything and write the report: an hour, best as root on an idle machine
+#   make bench        measure everything and write the report: 40 minutes, best as root on an idle machine
 #   make bench-quick  one short round of the same, to look at: two minutes
 #   make clean        remove everything these made
 #

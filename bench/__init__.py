@@ -2,7 +2,7 @@
 
 The way of a figure is the layout: a scenario (bench/scenarios) says what is measured;
 a lab (lab) has the backends; a contender (contenders) is started fresh for every
-single measurement; clients (clients) put load on it; runs gathers what came, round by
-round, into results (results), which report and plots turn into tables and pictures.
+single measurement; clients (clients) put load on it; what came, round by round, is a
+result (results), which report and plots turn into tables and pictures.
 Nothing here is imported by fastfwd, and nothing here judges: targets only compares.
 """

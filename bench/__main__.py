@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +19,7 @@ from bench import report
 from bench.contenders import CONTENDERS
 from bench.processes import ROOT
 from bench.results import DIRECTORY
-from bench.scenario import Scenario, measure
+from bench.scenario import measure
 from bench.scenarios import SCENARIOS
 
 ROUNDS, SECONDS = 5, 3.0
@@ -38,56 +36,28 @@ STOPPED = 130
 
 
 class Progress:
-    """One line on stderr that says what is measured and about how long the rest takes; on a
-    terminal it is overwritten each time."""
+    """One line on stderr that says what is measured; on a terminal it is overwritten each time.
+    A contender that fails takes fewer measurements than `total` has for it."""
 
-    def __init__(
-        self, scenarios: Iterable[Scenario], contenders: Sequence[str], rounds: int, quick: bool
-    ) -> None:
-        self._left = {each.name: measurements(each, contenders, rounds, quick) for each in scenarios}
+    def __init__(self, total: int) -> None:
+        self._total = total
         self._done = 0
-        self._begun = time.monotonic()
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, text: str) -> None:
         """Say what is measured next."""
-        scenario = text.partition(":")[0]
-        left = ""
-        if self._done:
-            each = (time.monotonic() - self._begun) / self._done
-            seconds = each * sum(self._left.values())
-            left = f", about {seconds / 60:.0f} min left" if seconds > 90 else f", about {seconds:.0f} s left"
         self._done += 1
-        self._left[scenario] = max(0, self._left[scenario] - 1)
-        line = f"{text}{left}"
-        print(
-            f"\r\033[K{line}" if self._terminal else line,
-            end="" if self._terminal else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+        start, end = ("\r\033[K", "") if self._terminal else ("", "\n")
+        print(f"{start}{self._done}/{self._total} {text}", end=end, file=sys.stderr, flush=True)
 
-    def finished(self, scenario: str) -> None:
-        """That scenario takes no more time, whatever was expected; make room for a table."""
-        self._left[scenario] = 0
+    def clear(self) -> None:
+        """Make room for a table."""
         if self._terminal:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def measurements(scenario: Scenario, contenders: Sequence[str], rounds: int, quick: bool) -> int:
-    """How many measurements a scenario makes."""
-    cases = [
-        case for case in scenario.cases if not quick or not scenario.quick or case.label in scenario.quick
-    ]
-    present = [name for name in scenario.contenders if name in contenders and CONTENDERS[name].available()]
-    suits = scenario.suits
-    if scenario.rounds is not None:
-        rounds = min(rounds, scenario.rounds)
-    return rounds * sum(suits is None or suits(CONTENDERS[name], case) for name in present for case in cases)
-
-
 def arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The command line, checked; `rounds`, `seconds`, `contender` and `output` are settled."""
+    """The command line, checked."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure fastfwd beside other forwarders, on this machine, over loopback.",
@@ -152,23 +122,18 @@ def run(options: argparse.Namespace, directory: Path) -> int:
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
     scenarios = [SCENARIOS[name] for name in dict.fromkeys(options.scenarios) or SCENARIOS]
-    progress = Progress(scenarios, contenders, rounds, options.quick)
-    failed = []
-    with closing(labs.Lab(options.quick)) as lab:
+    progress = Progress(sum(len(each.steps(contenders, rounds, options.quick)) for each in scenarios))
+    failed: set[str] = set()
+    with closing(labs.Lab()) as lab:
         for scenario in scenarios:
-            try:
-                result = measure(scenario, lab, contenders, rounds, seconds, progress)
-            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-                print(f"\nbench: {scenario.name} failed: {error}", file=sys.stderr)
-                failed.append(scenario.name)
-                continue
-            finally:
-                progress.finished(scenario.name)
+            result = measure(scenario, lab, contenders, rounds, seconds, options.quick, progress)
+            progress.clear()
             print(report.plain(result), flush=True)
             result.save(directory)
+            failed |= result.failed.keys()
     publish(directory)
     if failed:
-        print(f"bench: without {', '.join(failed)}", file=sys.stderr)
+        print(f"bench: failed somewhere: {', '.join(sorted(failed))}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -202,6 +167,9 @@ def main() -> int:
     directory = directory_of(options)
     try:
         return run(options, directory)
+    except RuntimeError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             f"\nbench: stopped; what was complete is in {directory}, and `python -m bench --report --output"

@@ -19,7 +19,11 @@ from dataclasses import dataclass
 
 import orjson
 
-from bench.processes import ESTABLISHED, HOST, PATIENCE, needed, run, sockets, wait
+from bench.processes import ESTABLISHED, HOST, PATIENCE, needed, queued, run, sockets, wait
+
+BATCH = 64
+"""Connections that are made without looking whether they are taken: C rinetd's queue has 128
+places, and who finds it full waits a second before he tries again."""
 
 MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
@@ -45,15 +49,13 @@ def requests(port: int, connections: int, seconds: float, *, close: bool = False
     if errors := re.findall(r"Socket errors.*|Non-2xx.*", said):
         print(f"\nwrk on port {port}: {'; '.join(errors)}", file=sys.stderr)
     found = re.search(r"(\d+) requests in ([0-9.]+)(us|ms|s|m)", said)
-    assert found is not None, said
-    count = int(found[1])
-    if not count:
-        raise RuntimeError(f"no answer within {seconds} s: {said}")
     percentiles = {
         share: float(number) * MILLISECONDS[unit]
         for share, number, unit in re.findall(r"^ +(50|99)% +([0-9.]+)(us|ms|s|m)$", said, re.MULTILINE)
     }
-    took = float(found[2]) * MILLISECONDS[found[3]] / 1000
+    if found is None or found[1] == "0" or len(percentiles) < 2:
+        raise RuntimeError(f"no answers in what wrk says: {said}")
+    count, took = int(found[1]), float(found[2]) * MILLISECONDS[found[3]] / 1000
     return Requests(count, count / took, percentiles["50"], percentiles["99"])
 
 
@@ -66,44 +68,34 @@ class Bulk:
 
 
 class Flows:
-    """iperf3 from client to backend, under way since it was made; `finish` waits for its end."""
+    """iperf3 from client to backend, under way since it was made until the block ends;
+    `finish` waits for what it has measured."""
 
     def __init__(self, port: int, flows: int, seconds: float) -> None:
         """Send over `flows` connections for `seconds` (whole ones)."""
-        command = [
-            needed("iperf3"),
-            "-J",
-            "-c",
-            HOST,
-            "-p",
-            str(port),
-            "-P",
-            str(flows),
-            "-t",
-            f"{max(1, round(seconds))}",
-        ]
-        self._seconds = seconds
+        duration = str(max(1, round(seconds)))
+        self._limit = seconds + PATIENCE
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [needed("iperf3"), "-J", "-c", HOST, "-p", str(port), "-P", str(flows), "-t", duration],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
+
+    def __enter__(self) -> Flows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
 
     def finish(self) -> Bulk:
         """What was measured. Raises RuntimeError if it failed."""
-        output, _ = self._process.communicate(timeout=self._seconds + PATIENCE)
+        output, _ = self._process.communicate(timeout=self._limit)
         if self._process.returncode:
             raise RuntimeError(f"iperf3: {output[-500:].decode()}")
         received = orjson.loads(output)["end"]["sum_received"]
         return Bulk(int(received["bytes"]), float(received["bits_per_second"]))
-
-    def cancel(self) -> None:
-        """End it, whatever it has measured."""
-        self._process.kill()
-        self._process.communicate()
-
-
-def bulk(port: int, flows: int, seconds: float) -> Bulk:
-    """Send over `flows` connections for `seconds`."""
-    return Flows(port, flows, seconds).finish()
 
 
 @contextmanager
@@ -117,8 +109,10 @@ def idle(port: int, backend: int, count: int) -> Iterator[None]:
 
     wait(lambda: not arrived(), f"nobody is connected to port {backend}")
     with ExitStack() as stack:
-        for _ in range(count):
+        for number in range(count):
             stack.enter_context(socket.create_connection((HOST, port), PATIENCE))
+            if number % BATCH == BATCH - 1:
+                wait(lambda: not queued(port), f"somebody takes connections to port {port}", 0.001)
         wait(lambda: arrived() == count, f"{count} connections through port {port} reach the backend", 0.1)
         yield
         if (left := arrived()) < count:

@@ -19,7 +19,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import HOST, ROOT, cpu_seconds, installed, proportional_memory, run, running
+from bench.processes import (
+    HOST,
+    INSIDE,
+    cpu_seconds,
+    installed,
+    needed,
+    proportional_memory,
+    run,
+    running,
+)
 
 MAX_SESSIONS = 9_000
 """What each is configured for: two descriptors each, and with a thousand listeners below the
@@ -68,18 +77,13 @@ Commands = list[list[str | Path]]
 
 class Way:
     """A way to the backends while a measurement lasts: `ports` to connect to, one per forward,
-    and what the contender's processes have used. `pid` is None for ways without a
-    process, whose price nobody can be asked for."""
+    and what the contender's processes have used. There are none where the kernel does
+    everything, whose price nobody can be asked for."""
 
     def __init__(self, ports: Sequence[int], pids: Sequence[int], directory: Path) -> None:
         self.ports = list(ports)
         self.pids = list(pids)
         self.directory = directory
-
-    @property
-    def pid(self) -> int | None:
-        """The first process, the one that takes signals; None if there is none."""
-        return self.pids[0] if self.pids else None
 
     def cpu(self) -> float | None:
         """Processor seconds that the contender has used so far."""
@@ -93,9 +97,11 @@ class Way:
 @dataclass(frozen=True, slots=True)
 class Contender:
     """`name` as on the command line, `title` as in a table; `family` is the program, of which
-    there may be several contenders that differ in `threads` (workers, for fastfwd). `commands`
-    writes what the program reads into a directory and answers with what to run there;
-    `reload_signal`, if any, makes a program that was set up as `reloadable` read it again."""
+    there may be several contenders that differ in `threads` (workers, for fastfwd). `program`
+    is what must be installed. `commands` writes what the program reads into a directory and
+    answers with what to run there; `reload_signal` makes a program that was set up as
+    `reloadable` read it again. `references` are the names of the contenders that its ratios
+    are to, where they are measured too."""
 
     name: str
     title: str
@@ -104,7 +110,8 @@ class Contender:
     program: str | None
     commands: Callable[[Path, Setup], Commands]
     version: Callable[[], str]
-    reload_signal: signal.Signals | None = None
+    reload_signal: signal.Signals = signal.SIGHUP
+    references: tuple[str, ...] = ()
 
     def available(self) -> bool:
         """Whether its program is installed."""
@@ -126,10 +133,8 @@ class Contender:
     def reload(self, way: Way, setup: Setup) -> None:
         """Write what `setup` says, and tell the running program to read it; it has only been
         told when this returns."""
-        assert self.reload_signal is not None
-        assert way.pid is not None
         self.commands(way.directory, setup)
-        os.kill(way.pid, self.reload_signal)
+        os.kill(way.pids[0], self.reload_signal)
 
 
 class Direct(Contender):
@@ -146,17 +151,13 @@ class Translation(Contender):
     spent in whoever sends, so it has no processor time of its own."""
 
     def available(self) -> bool:
-        """Whether this process may change rules, which it does only in a namespace of its own."""
-        try:
-            run([installed("nft") or "nft", "list", "tables"], 1)
-        except (OSError, RuntimeError):
-            return False
-        return True
+        """Whether there are rules to change: those of a namespace of our own, never the host's."""
+        return INSIDE in os.environ and installed("nft") is not None
 
     @contextmanager
     def start(self, directory: Path, setup: Setup) -> Iterator[Way]:
         """Rules, taken away again afterwards: connection tracking would burden everybody else."""
-        nft = installed("nft") or "nft"
+        nft = needed("nft")
         rules = "".join(f"tcp dport {port} redirect to :{target}\n" for port, target in setup.forwards)
         table = directory / "nft.conf"
         table.write_text(
@@ -205,14 +206,14 @@ def rinetd_lines(directory: Path, setup: Setup) -> str:
 def rinetd(directory: Path, setup: Setup) -> Commands:
     """C rinetd."""
     (directory / "rinetd.conf").write_text(rinetd_lines(directory, setup))
-    return [[installed("rinetd") or "rinetd", "-f", "-c", directory / "rinetd.conf"]]
+    return [[needed("rinetd"), "-f", "-c", directory / "rinetd.conf"]]
 
 
 def haproxy(threads: int, splicing: bool = False) -> Callable[[Path, Setup], Commands]:
     """HAProxy as a TCP proxy. Left to itself it splices when its heuristics see a long stream
     (`splice-auto`), which may be never: over loopback 2.6 copies 16 KiB at a time. With
-    `splicing` it always does, through the largest pipes that the kernel gives everybody,
-    which is cheaper for long streams and dearer for small messages.
+    `splicing` it always does, small messages too, through the largest pipes that the
+    kernel gives everybody.
 
     Everything else is as it comes: the manual gives `shards` for very many threads only,
     and larger buffers would be paid for by every connection.
@@ -254,7 +255,7 @@ defaults
         if setup.log:
             (directory / "log").symlink_to("said")
         mode = "-W" if setup.reloadable else "-db"
-        return [[installed("haproxy") or "haproxy", mode, "-f", directory / "haproxy.cfg"]]
+        return [[needed("haproxy"), mode, "-f", directory / "haproxy.cfg"]]
 
     return commands
 
@@ -275,7 +276,7 @@ def nginx_stream(directory: Path, setup: Setup) -> Commands:
         worker_rlimit_nofile {2 * MAX_SESSIONS + 500};
         events {{ worker_connections {2 * MAX_SESSIONS + 100}; }}
         stream {{ access_log off; proxy_timeout 1h; proxy_connect_timeout 10s; {denied} {servers} }}""")
-    return [[installed("nginx") or "nginx", "-e", "stderr", "-c", directory / "nginx.conf"]]
+    return [[needed("nginx"), "-e", "stderr", "-c", directory / "nginx.conf"]]
 
 
 NGINX_STREAM = "/usr/lib/nginx/modules/ngx_stream_module.so"
@@ -291,7 +292,7 @@ class NginxStream(Contender):
 
 def socat(directory: Path, setup: Setup) -> Commands:
     """socat, which forks for every connection; one process per forward."""
-    program = installed("socat") or "socat"
+    program = needed("socat")
     return [
         [program, f"TCP4-LISTEN:{port},bind={HOST},fork,reuseaddr,backlog=4096", f"TCP4:{HOST}:{target}"]
         for port, target in setup.forwards
@@ -316,14 +317,12 @@ def said(pattern: str, *command: str) -> Callable[[], str]:
 
 def own_version() -> str:
     """fastfwd's version, and the commit if this is a checkout."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fastfwd", "-v"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    number = done.stdout.split()[-1]
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return f"{number} ({described.stdout.strip()})" if described.returncode == 0 else number
+    number = run([sys.executable, "-m", "fastfwd", "-v"], 1).split()[-1]
+    try:
+        commit = run([needed("git"), "describe", "--always", "--dirty"], 1).strip()
+    except RuntimeError:
+        return number
+    return f"{number} ({commit})"
 
 
 def kernel() -> str:
@@ -336,23 +335,33 @@ haproxy_version = said(r"version ([0-9.]+)", "haproxy", "-v")
 nginx_version = said(r"nginx/([0-9.]+)", "nginx", "-v")
 
 
-SPLICING = "haproxy+splice-1"
-"""The name of HAProxy with one thread that always splices."""
-
-
 def an_haproxy(threads: int, splicing: bool = False) -> Contender:
     """HAProxy with that many threads, splicing always or as it thinks fit."""
     name = f"haproxy{'+splice' * splicing}-{threads}"
     title = f"HAProxy, {threads} thread{'s' * (threads > 1)}{', always splicing' * splicing}"
-    commands = haproxy(threads, splicing)
-    return Contender(name, title, "haproxy", threads, "haproxy", commands, haproxy_version, signal.SIGUSR2)
+    return Contender(
+        name,
+        title,
+        "haproxy",
+        threads,
+        "haproxy",
+        haproxy(threads, splicing),
+        haproxy_version,
+        reload_signal=signal.SIGUSR2,
+    )
 
 
 def a_fastfwd(workers: int) -> Contender:
-    """fastfwd with that many workers."""
-    title = f"fastfwd, {workers} worker{'s' * (workers > 1)}"
+    """fastfwd with that many workers, to stand beside as many threads."""
     return Contender(
-        f"fastfwd-{workers}", title, "fastfwd", workers, None, fastfwd(workers), own_version, signal.SIGHUP
+        f"fastfwd-{workers}",
+        f"fastfwd, {workers} worker{'s' * (workers > 1)}",
+        "fastfwd",
+        workers,
+        None,
+        fastfwd(workers),
+        own_version,
+        references=("rinetd", f"haproxy-{workers}", f"haproxy+splice-{workers}"),
     )
 
 
@@ -363,12 +372,13 @@ CONTENDERS: dict[str, Contender] = {
         Translation(
             "dnat", "nftables DNAT", "dnat", 0, "nft", nothing, said(r"v([0-9.]+)", "nft", "--version")
         ),
-        Contender("rinetd", "C rinetd", "rinetd", 1, "rinetd", rinetd, rinetd_version, signal.SIGHUP),
+        Contender("rinetd", "C rinetd", "rinetd", 1, "rinetd", rinetd, rinetd_version),
         an_haproxy(1),
         an_haproxy(1, splicing=True),
         an_haproxy(2),
+        an_haproxy(2, splicing=True),
         an_haproxy(4),
-        NginxStream("nginx", "nginx stream", "nginx", 1, "nginx", nginx_stream, nginx_version, signal.SIGHUP),
+        NginxStream("nginx", "nginx stream", "nginx", 1, "nginx", nginx_stream, nginx_version),
         Contender("socat", "socat", "socat", 1, "socat", socat, said(r"version ([0-9.]+)", "socat", "-V")),
         a_fastfwd(1),
         a_fastfwd(2),
@@ -377,5 +387,8 @@ CONTENDERS: dict[str, Contender] = {
 }
 """By name, in the order of the tables."""
 
-USUAL = tuple(name for name, each in CONTENDERS.items() if each.threads <= 2 and name != SPLICING)
+SPLICING = ("haproxy+splice-1", "haproxy+splice-2")
+"""Who is besides in scenarios in which it matters how bytes are moved."""
+
+USUAL = ("direct", "dnat", "rinetd", "haproxy-1", "haproxy-2", "nginx", "fastfwd-1", "fastfwd-2")
 """Who is in most scenarios."""

@@ -20,9 +20,7 @@ from pathlib import Path
 
 from bench import clients
 from bench.contenders import CONTENDERS, Contender, Setup, Way
-from bench.processes import HOST, installed, needed, run, running, wait
-
-INSIDE = "FASTFWD_BENCH_NAMESPACE"
+from bench.processes import HOST, INSIDE, installed, needed, run, running, wait
 
 SMALL = 100
 """Bytes of the file that requests ask for."""
@@ -31,7 +29,7 @@ SMALL = 100
 def enter_namespace() -> bool:
     """Continue in a network namespace of our own, if this is root and unshare(1) is here; the
     program starts again for that. Returns whether we are in one."""
-    if os.environ.get(INSIDE):
+    if INSIDE in os.environ:
         run([needed("ip"), "link", "set", "lo", "up"], 1)
         return True
     unshare = shutil.which("unshare")
@@ -52,9 +50,10 @@ class Lab:
     iperf3. Every contender has a port of nginx for itself: connections that one has
     left behind in TIME_WAIT are not in another's way."""
 
-    def __init__(self, quick: bool = False) -> None:
-        """Start the backends. `quick` is for scenarios that have a short form."""
-        self.quick = quick
+    def __init__(self) -> None:
+        """Start the backends. Raises RuntimeError if a program is missing that every scenario needs."""
+        for name in ("wrk", "iperf3", "nginx"):
+            needed(name)
         self._stack = ExitStack()
         self._taken: set[int] = set()
         self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))

@@ -21,25 +21,34 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bench.results import Figure, Result, Spread, family, threads
+from bench.results import Figure, Reference, Result, Spread
 
 COLOURS = {
     "direct": "#bbbbbb",
     "dnat": "#888888",
     "rinetd": "#222222",
     "haproxy": "#0072b2",
+    "haproxy+splice": "#56b4e9",
     "nginx": "#009e73",
     "socat": "#cc79a7",
     "fastfwd": "#d55e00",
 }
-"""By family, in every picture: Okabe and Ito's palette, which the colour-blind can tell apart."""
+"""By kind, in every picture: Okabe and Ito's palette, which the colour-blind can tell apart."""
 
-OTHER = "#56b4e9"
-"""The colour of a family that is not in COLOURS."""
+OTHER = "#e69f00"
+"""The colour of a kind that is not in COLOURS."""
 
-MARKERS = {"direct": "P", "dnat": "X", "rinetd": "D", "haproxy": "s", "nginx": "^", "socat": "v"}
+MARKERS = {
+    "direct": "P",
+    "dnat": "X",
+    "rinetd": "D",
+    "haproxy": "s",
+    "haproxy+splice": "s",
+    "nginx": "^",
+    "socat": "v",
+}
 STYLES = {1: "-", 2: "--"}
-"""The style of a line says the number of threads; a variant of a program has one of its own."""
+"""The style of a line says the number of threads."""
 
 SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "fastfwd",
@@ -115,20 +124,22 @@ def is_line(result: Result) -> bool:
     """Whether the cases are points on an axis."""
     values = [case.value for case in result.cases]
     numbers = len(values) >= 3 and len(set(values)) == len(values) and min(values) > 0
-    return bool(result.variable) and numbers and result.baseline() is None
+    return bool(result.variable) and numbers and not result.baselines()
 
 
 def cases_of(result: Result) -> list[str]:
-    """The cases that are drawn: not the one that the others are compared with."""
-    return [case.label for case in result.cases if case.label != result.baseline()]
+    """The cases that are drawn: if there are ratios to others, only those that have them."""
+    relative = bool(result.baselines())
+    return [case.label for case in result.cases if not relative or case.without is not None]
 
 
 def value_of(result: Result, figure: Figure) -> Value:
-    """The figure itself, or its ratio to the case that the others are compared with."""
-    baseline = result.baseline()
-    if baseline is None:
+    """The figure itself, or its ratio to the same contender's in the case without the setting."""
+    if not result.baselines():
         return lambda case, contender: result.value(case, contender, figure.name)
-    return lambda case, contender: result.ratio(case, contender, contender, figure.name, baseline)
+    return lambda case, contender: result.ratio(
+        case, contender, figure.name, Reference(contender, result.without(case))
+    )
 
 
 def names_of(result: Result, value: Value) -> list[str]:
@@ -152,7 +163,7 @@ def room(result: Result, figure: Figure) -> float:
 
 def draw_bars(axes: Axes, result: Result, figure: Figure) -> None:
     """Horizontal bars, a group per contender, with the values beside them."""
-    value, cases, baseline = value_of(result, figure), cases_of(result), result.baseline()
+    value, cases, baselines = value_of(result, figure), cases_of(result), result.baselines()
     place, widest, ticks = 0.0, 0.0, {}
     for name, title in result.contenders.items():
         first = place
@@ -166,7 +177,7 @@ def draw_bars(axes: Axes, result: Result, figure: Figure) -> None:
                 axes.errorbar(
                     spread.median, place, xerr=whiskers([spread]), ecolor="#555555", capsize=1.5, lw=0.8
                 )
-            text = figure.formatted(spread.median) if baseline is None else f"{spread.median:.2f}"
+            text = f"{spread.median:.2f}" if baselines else figure.formatted(spread.median)
             end = spread.greatest, place
             axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=8)
             widest = max(widest, spread.greatest)
@@ -179,12 +190,10 @@ def draw_bars(axes: Axes, result: Result, figure: Figure) -> None:
     axes.set_xlim(0, widest * 1.16 or 1)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(lambda each, _: f"{each:,g}")
-    better = "less is better" if figure.less else "more is better"
-    if baseline is None:
-        axes.set_xlabel(f"{figure.unit}, {better}" if figure.unit else better)
-    else:
+    if baselines:
         axes.axvline(1, color="#555555", lw=0.8, ls=":")
-        axes.set_xlabel(f"{result.variable}: ratio to {baseline}, {better}")
+    other = baselines[0] if len(baselines) == 1 else "the case without"
+    axes.set_xlabel(axis(figure, f"ratio to {other}" if baselines else figure.unit))
     axes.set_title(figure.title)
 
 
@@ -200,12 +209,8 @@ def draw_lines(axes: Axes, result: Result, figure: Figure) -> None:
             [place for place, _ in points],
             [spread.median for spread in spreads],
             yerr=whiskers(spreads),
-            color=colour(name),
             capsize=2,
-            ms=4,
-            lw=1.4,
-            marker=MARKERS.get(family(name), "o"),
-            ls=style(name),
+            **look(name),
         )
     values = [case.value for case in result.cases]
     if max(values) / min(values) >= LOGARITHMIC:
@@ -218,8 +223,7 @@ def draw_lines(axes: Axes, result: Result, figure: Figure) -> None:
     axes.set_xticks(values, [f"{each:,g}" for each in values])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(result.variable)
-    better = "less is better" if figure.less else "more is better"
-    axes.set_ylabel(f"{figure.unit}, {better}" if figure.unit else better)
+    axes.set_ylabel(axis(figure, figure.unit))
     axes.set_title(figure.title)
 
 
@@ -228,14 +232,36 @@ def whiskers(spreads: list[Spread]) -> list[list[float]]:
     return [[each.median - each.least for each in spreads], [each.greatest - each.median for each in spreads]]
 
 
+def axis(figure: Figure, unit: str) -> str:
+    """What is written beside an axis."""
+    better = "less is better" if figure.less else "more is better"
+    return f"{unit}, {better}" if unit else better
+
+
+def kind(contender: str) -> str:
+    """A contender, whose name is KIND[-THREADS], whatever its number of threads is."""
+    return contender.partition("-")[0]
+
+
+def threads(contender: str) -> int:
+    """How many threads or workers a contender has."""
+    return int(contender.partition("-")[2] or 1)
+
+
 def colour(contender: str) -> str:
     """A contender's colour."""
-    return COLOURS.get(family(contender), OTHER)
+    return COLOURS.get(kind(contender), OTHER)
 
 
-def style(contender: str) -> str:
-    """The style of a contender's line."""
-    return "-." if "+" in contender else STYLES.get(threads(contender), ":")
+def look(contender: str) -> dict[str, Any]:
+    """A contender's line, as matplotlib wants it."""
+    return {
+        "color": colour(contender),
+        "marker": MARKERS.get(kind(contender), "o"),
+        "ls": STYLES.get(threads(contender), ":"),
+        "ms": 4,
+        "lw": 1.4,
+    }
 
 
 def shade(number: int, count: int) -> float:
@@ -250,16 +276,7 @@ def line_legend(result: Result) -> list[Line2D | Patch]:
     """Who is which line."""
     drawn = {name for figure in result.figures for name in names_of(result, value_of(result, figure))}
     return [
-        Line2D(
-            [],
-            [],
-            color=colour(name),
-            ms=4,
-            lw=1.4,
-            marker=MARKERS.get(family(name), "o"),
-            ls=style(name),
-            label=title,
-        )
+        Line2D([], [], label=title, **look(name))
         for name, title in result.contenders.items()
         if name in drawn
     ]

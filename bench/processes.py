@@ -19,6 +19,9 @@ ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
+INSIDE = "FASTFWD_BENCH_NAMESPACE"
+"""The variable of the environment that is set in a network namespace of our own."""
+
 PATIENCE = 60.0
 """Seconds that anything may take beyond its measured time."""
 
@@ -32,10 +35,10 @@ def installed(name: str) -> str | None:
 
 
 def needed(name: str) -> str:
-    """The path of a program without which nothing can be measured."""
+    """The path of a program. Raises RuntimeError if it is not installed."""
     program = installed(name)
     if program is None:
-        raise SystemExit(f"bench: needs {name}, which is not installed")
+        raise RuntimeError(f"needs {name}, which is not installed")
     return program
 
 
@@ -51,6 +54,21 @@ def sockets(state: str) -> list[int]:
         ]
 
 
+def queued(port: int) -> int:
+    """How many connections the kernel has made for whoever listens on `port`, and nobody has
+    taken yet. Listening sockets come first in proc(5), net/tcp; more is not read."""
+    count = 0
+    with open("/proc/net/tcp", encoding="ascii") as lines:
+        next(lines)
+        for line in lines:
+            _, local, _, state, queues, _ = line.split(None, 5)
+            if state != LISTEN:
+                break
+            if int(local[-4:], 16) == port:
+                count += int(queues[-8:], 16)
+    return count
+
+
 def wait(reached: Callable[[], bool], what: str, pause: float = 0.02) -> None:
     """Look until `reached`. Raises RuntimeError with `what` after PATIENCE."""
     end = time.monotonic() + PATIENCE
@@ -64,6 +82,7 @@ def run(command: Sequence[str | Path], seconds: float) -> str:
     """What a client that measures for `seconds` says. Raises RuntimeError with its words if it fails."""
     done = subprocess.run(
         command,
+        cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

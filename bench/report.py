@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import plots
-from bench.results import DIRECTORY, Figure, Result, Spread, load_all
+from bench.contenders import CONTENDERS
+from bench.processes import ROOT
+from bench.results import DIRECTORY, Figure, Reference, Result, Spread, load_all
 from bench.scenarios import SCENARIOS
-from bench.targets import TARGETS, WORKERS, Target, judge
+from bench.targets import WORKERS, Target, judge
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 """The documents with blocks."""
 
@@ -27,11 +28,18 @@ REPORT = "README.md"
 """The whole report of a run, in the directory of its results."""
 
 NOTHING = "–"
-COLUMNS = 100
+WIDTH = 100
 """Characters of a line of prose."""
 
 REASON = 160
 """Characters of a reason: it may be all that a program said when it failed."""
+
+REFERENCES: dict[str | None, str] = {
+    "rinetd": "C rinetd",
+    "haproxy": "HAProxy",
+    "haproxy+splice": "HAProxy, always splicing",
+}
+"""What targets call those that they are beside."""
 
 UNMEASURED = "*Not measured yet; `make bench` does it.*"
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- bench:end -->)", re.DOTALL)
@@ -103,13 +111,9 @@ def tables(result: Result) -> list[Table]:
             [title, *(shown(result.value(label, name, figure.name), figure.formatted) for label in labels)]
             for name, title in result.contenders.items()
         ]
-        for (contender, reference), case in comparisons(result):
-            title = f"{result.contenders[contender]} ÷ {against(result, contender, reference, case)}"
-            ratios = (
-                None if label == case else result.ratio(label, contender, reference, figure.name, case)
-                for label in labels
-            )
-            rows.append([title, *(shown(each, ratio) for each in ratios)])
+        for contender, to in result.comparisons():
+            ratios = (result.ratio(label, contender, figure.name, to) for label in labels)
+            rows.append([compared(result, contender, to), *(shown(each, ratio) for each in ratios)])
         rows = [row for row in rows if any(cell != NOTHING for cell in row[1:])]
         if rows:
             found.append(Table([named(figure), *labels], rows))
@@ -117,68 +121,45 @@ def tables(result: Result) -> list[Table]:
 
 
 def ratios(result: Result) -> Table | None:
-    """All ratios in one table, with ↓ where less is better; None for a scenario that compares nobody."""
-    pairs = comparisons(result)
+    """All ratios in one table, with ↓ where less is better; None if nobody is compared."""
+    comparisons = result.comparisons()
     rows = []
     for figure in result.figures:
         for case in result.cases:
-            found = [
-                None
-                if case.label == other
-                else result.ratio(case.label, contender, reference, figure.name, other)
-                for (contender, reference), other in pairs
-            ]
+            found = [result.ratio(case.label, contender, figure.name, to) for contender, to in comparisons]
             if any(found):
                 title = f"{figure.title} ↓" if figure.less else figure.title
                 label = f", {case.label}" if len(result.cases) > 1 else ""
                 rows.append([title + label, *(shown(each, ratio) for each in found)])
-    titles = [
-        f"{result.contenders[contender]} ÷ {against(result, contender, reference, case)}"
-        for (contender, reference), case in pairs
-    ]
-    return Table(["", *titles], rows) if rows else None
+    head = ["", *(compared(result, contender, to) for contender, to in comparisons)]
+    return Table(head, rows) if rows else None
 
 
-def comparisons(result: Result) -> list[tuple[tuple[str, str], str | None]]:
-    """Pairs of a contender and its reference, each with the case of the reference if that is another one."""
-    case = result.baseline()
-    if case is not None:
-        return [((contender, contender), case) for contender in result.contenders]
-    return [(pair, None) for pair in result.pairs()]
-
-
-def against(result: Result, contender: str, reference: str, case: str | None) -> str:
-    """What a ratio is to."""
-    return result.contenders[reference] if case is None else f"itself, {result.variable}: {case}"
+def compared(result: Result, contender: str, to: Reference) -> str:
+    """Whose ratios, and to what."""
+    other = result.contenders[to.contender] if to.case is None else f"itself, {to.case}"
+    return f"{result.contenders[contender]} ÷ {other}"
 
 
 def targets(results: Results) -> Table:
     """Every target, and what was measured."""
-    cells = {(verdict.target, verdict.workers): verdict for verdict in judge(results)}
-    rows = []
-    for target in TARGETS:
-        row = [*described(target, results.get(target.scenario))]
-        for workers in WORKERS:
-            verdict = cells[target, workers]
-            word = {True: ", holds", False: ", **missed**", None: ""}[verdict.holds]
-            row.append(shown(verdict.ratio, ratio) + word)
-        rows.append(row)
-    return Table(["", "target", "fastfwd, 1 worker", "fastfwd, 2 workers"], rows)
+    rows: dict[Target, list[str]] = {}
+    for verdict in judge(results):
+        ratios = [shown(each, ratio) for each in verdict.ratios if each is not None]
+        word = {True: ", holds", False: ", **missed**", None: ""}[verdict.holds]
+        row = rows.setdefault(verdict.target, [*described(verdict.target)])
+        row.append((" and ".join(ratios) or NOTHING) + word)
+    return Table(["", "target", *(CONTENDERS[f"fastfwd-{n}"].title for n in WORKERS)], list(rows.values()))
 
 
-def described(target: Target, result: Result | None) -> tuple[str, str]:
+def described(target: Target) -> tuple[str, str]:
     """What a target is about, and the target itself."""
-    figures = (
-        result.figures
-        if result
-        else SCENARIOS[target.scenario].figures
-        if target.scenario in SCENARIOS
-        else ()
-    )
-    title = next((figure.title for figure in figures if figure.name == target.figure), target.figure)
-    families = {"rinetd": "C rinetd", "haproxy": "HAProxy", None: f"itself, {target.reference_case}"}
-    text = f"{'≤' if target.most else '≥'} {target.bound:g} × {families[target.reference]}"
-    return f"{target.scenario}, {target.case}: {title}", f"{text} (stretch)" if target.stretch else text
+    titles = {figure.name: figure.title for figure in SCENARIOS[target.scenario].figures}
+    about = " and ".join(titles[bound.figure] for bound in target.bounds)
+    other = REFERENCES.get(target.reference, f"itself, {target.without}")
+    limits = " and ".join(f"{'≤' if bound.most else '≥'} {bound.limit:g}" for bound in target.bounds)
+    text = f"{limits} × {other}" if target.goal else f"beside {other}: not judged"
+    return f"{target.scenario}, {target.case}: {about}", f"{text} (stretch)" if target.stretch else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +179,15 @@ SUMMARY = (
     Line("requests", "cpu", "64 connections", "64 busy connections: CPU per request ↓"),
     Line("connections", "rate", "64 at a time", "connections/s"),
     Line("connections", "cpu", "64 at a time", "CPU per connection ↓"),
-    Line("idle", "requests", "8,000 idle", "requests/s beside 8,000 idle connections"),
-    Line("idle", "connections", "8,000 idle", "connections/s beside 8,000 idle connections"),
+    Line("idle", "requests_rate", "8,000 idle", "requests/s beside 8,000 idle connections"),
+    Line("idle", "connections_rate", "8,000 idle", "connections/s beside 8,000 idle connections"),
     Line("mixed", "p99", "2 flows", "99th percentile of requests beside bulk ↓"),
     Line("memory", "connection", "4,000 idle", "memory per idle connection ↓"),
     Line("startup", "listening", "10 forwards", "time from exec to listening ↓"),
 )
 """Good and bad alike: what an operator asks first."""
 
-CONTENDERS = ("haproxy-1", "haproxy-2", "fastfwd-1", "fastfwd-2")
+SUMMARISED = ("haproxy-1", "haproxy-2", "haproxy+splice-1", "haproxy+splice-2", "fastfwd-1", "fastfwd-2")
 
 
 def summary(results: Results) -> Table | None:
@@ -216,16 +197,10 @@ def summary(results: Results) -> Table | None:
         result = results.get(line.scenario)
         if result is None:
             continue
-        found = [result.ratio(line.case, name, "rinetd", line.figure) for name in CONTENDERS]
+        found = [result.ratio(line.case, name, line.figure, Reference("rinetd")) for name in SUMMARISED]
         if any(found):
             rows.append([line.title, *(ratio(each.median) if each else NOTHING for each in found)])
-    head = [
-        "ratio to C rinetd",
-        "HAProxy, 1 thread",
-        "HAProxy, 2 threads",
-        "fastfwd, 1 worker",
-        "fastfwd, 2 workers",
-    ]
+    head = ["ratio to C rinetd", *(CONTENDERS[name].title for name in SUMMARISED)]
     return Table(head, rows) if rows else None
 
 
@@ -280,20 +255,21 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
 
 
 def scenario_block(result: Result, images: str) -> str:
-    """A scenario in a document: how it is measured, the picture, and the ratios."""
-    table = ratios(result)
-    text = table.markdown() if table else "\n".join(each.markdown() for each in tables(result))
+    """A scenario in a document: how it is measured, the picture, and the ratios; all figures if it
+    is about one contender."""
+    table = ratios(result) if len(result.contenders) > 1 else None
+    text = "\n".join(each.markdown() for each in ([table] if table else tables(result)))
     return f"{told(result)}\n![{result.title}]({images}{result.scenario}.svg)\n\n{text}"
 
 
 def told(result: Result) -> str:
     """How it was measured, and who is missing."""
-    absent = "; ".join(
-        f"{name}: {' '.join(reason.split())[:REASON]}" for name, reason in result.omitted.items()
-    )
-    text = length(result)
-    words = f"{result.about} {text[0].upper()}{text[1:]}.{f' Left out: {absent}.' if absent else ''}"
-    return f"{textwrap.fill(words, COLUMNS, break_on_hyphens=False)}\n"
+    words = f"{result.about} {length(result).capitalize()}."
+    for what, absent in (("Left out", result.omitted), ("Failed", result.failed)):
+        if absent:
+            reasons = (f"{name}: {' '.join(why.split())[:REASON]}" for name, why in absent.items())
+            words += f" {what}: {'; '.join(reasons)}."
+    return f"{textwrap.fill(words, WIDTH, break_on_hyphens=False)}\n"
 
 
 def length(result: Result) -> str:
@@ -351,15 +327,10 @@ def write(directory: Path) -> list[Path]:
         report.write_text(whole(results))
         written.append(report)
     if directory.resolve() == DIRECTORY.resolve():
-        fill_documents(results)
+        for path in DOCUMENTS:
+            path.write_text(filled(path, results))
         written += DOCUMENTS
     return written
-
-
-def fill_documents(results: Results) -> None:
-    """Bring the blocks of the documents up to date."""
-    for path in DOCUMENTS:
-        path.write_text(filled(path, results))
 
 
 def filled(path: Path, results: Results) -> str:

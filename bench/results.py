@@ -16,19 +16,6 @@ import orjson
 DIRECTORY = Path(__file__).parent / "results"
 """Where the published results are."""
 
-RELATIVE = frozenset({"logging", "access"})
-"""Scenarios that ask what a setting costs: their ratios are to the same contender in the first case."""
-
-
-def family(contender: str) -> str:
-    """The program of a contender, whose name is FAMILY[+VARIANT][-THREADS]."""
-    return contender.partition("-")[0].partition("+")[0]
-
-
-def threads(contender: str) -> int:
-    """How many threads or workers a contender has."""
-    return int(contender.partition("-")[2] or 1)
-
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -48,10 +35,13 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One setting of a scenario's variable: `label` for people, `value` for an axis."""
+    """One setting of a scenario's variable: `label` for people, `value` for an axis. Where the
+    question is what a setting costs, `without` is the label of the case that lacks it, and
+    the ratios are to the same contender there."""
 
     label: str
     value: float = 0.0
+    without: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +64,20 @@ class Spread:
     greatest: float
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a ratio is to: a contender in the same case, or in the one whose label is `case`."""
+
+    contender: str
+    case: str | None = None
+
+
 @dataclass(slots=True)
 class Result:
     """A scenario's outcome. `contenders` maps names to titles, in the order of tables;
-    `versions` has what each program says of itself; `omitted` says who was left out
-    and why; `machine` is where it ran."""
+    `references` has the names of those that a contender's ratios are to; `versions` has
+    what each program says of itself; `omitted` says who was left out and why, `failed`
+    who did not get to the end; `machine` is where it ran."""
 
     scenario: str
     title: str
@@ -87,8 +86,10 @@ class Result:
     figures: list[Figure]
     cases: list[Case]
     contenders: dict[str, str]
+    references: dict[str, list[str]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     omitted: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
     date: str = ""
     rounds: int = 0
@@ -107,31 +108,32 @@ class Result:
         """A figure's median over the rounds; None if it was not measured."""
         return spread(self.values(case, contender, figure).values())
 
-    def ratio(
-        self, case: str, contender: str, reference: str, figure: str, reference_case: str | None = None
-    ) -> Spread | None:
-        """The median of a figure's ratios to the reference's in the same round: what the
-        machine did to both of them is not in it. `reference_case` is another case of the
-        reference, if it is not the same one."""
+    def ratio(self, case: str, contender: str, figure: str, to: Reference) -> Spread | None:
+        """The median of a figure's ratios to the reference in the same round: what the
+        machine did to both of them is not in it. None if there is no such ratio."""
+        if to.case not in {None, self.without(case)}:
+            return None
         own = self.values(case, contender, figure)
-        others = self.values(reference_case or case, reference, figure)
+        others = self.values(to.case or case, to.contender, figure)
         return spread(own[n] / others[n] for n in own.keys() & others.keys() if others[n])
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """Who is compared with whom: each fastfwd with C rinetd, and with the HAProxy that has as
-        many threads as it has workers."""
-        return [
-            (contender, reference)
-            for contender in self.contenders
-            if family(contender) == "fastfwd"
-            for reference in self.contenders
-            if reference == "rinetd"
-            or (family(reference) == "haproxy" and threads(reference) == threads(contender))
-        ]
+    def without(self, case: str) -> str | None:
+        """The label of the case that lacks what `case` has, if there is one."""
+        return next((each.without for each in self.cases if each.label == case), None)
 
-    def baseline(self) -> str | None:
-        """The label of the case that the others are compared with, if this scenario asks that."""
-        return self.cases[0].label if self.scenario in RELATIVE and len(self.cases) > 1 else None
+    def baselines(self) -> list[str]:
+        """The labels of the cases that others are compared with, if the question is what a setting costs."""
+        return list(dict.fromkeys(case.without for case in self.cases if case.without is not None))
+
+    def comparisons(self) -> list[tuple[str, Reference]]:
+        """Contenders, and what their ratios are to: other contenders, or themselves in other cases."""
+        if baselines := self.baselines():
+            return [(name, Reference(name, case)) for name in self.contenders for case in baselines]
+        return [
+            (name, Reference(reference))
+            for name in self.contenders
+            for reference in self.references.get(name, ())
+        ]
 
     def save(self, directory: Path = DIRECTORY) -> Path:
         """Write it as JSON."""

@@ -18,8 +18,9 @@ def measure(lab: Lab, contender: Contender, case: Case, seconds: float) -> dict[
     """As many flows at a time as the case says."""
     with lab.start(contender) as way:
         before = way.cpu()
-        found = clients.bulk(way.ports[1], int(case.value), seconds)
-        return {"rate": found.rate / 1e9, **priced(way, before, "cpu", found.received / 1e9)}
+        with clients.Flows(way.ports[1], int(case.value), seconds) as streams:
+            found = streams.finish()
+        return {"rate": found.rate / 1e9, **priced(way, before, found.received / 1e9)}
 
 
 SCENARIO = Scenario(
@@ -29,7 +30,7 @@ SCENARIO = Scenario(
     "flows",
     FIGURES,
     (Case("1 flow", 1), Case("8 flows", 8)),
-    (*USUAL, SPLICING),
+    (*USUAL, *SPLICING, "socat"),
     measure,
     quick=("1 flow",),
 )

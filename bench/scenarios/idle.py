@@ -6,9 +6,7 @@ from bench import clients
 from bench.contenders import USUAL, Contender
 from bench.lab import Lab
 from bench.results import Case
-from bench.scenario import SERVING, Scenario, serving
-
-ACTIVE = 64
+from bench.scenario import FORKING, NO_PROCESS, SERVING, Scenario, serving
 
 
 def measure(lab: Lab, contender: Contender, case: Case, seconds: float) -> dict[str, float]:
@@ -17,7 +15,7 @@ def measure(lab: Lab, contender: Contender, case: Case, seconds: float) -> dict[
         lab.start(contender) as way,
         clients.idle(way.ports[0], lab.web[contender.name], int(case.value)),
     ):
-        return serving(way, ACTIVE, seconds)
+        return serving(way, seconds)
 
 
 SCENARIO = Scenario(
@@ -29,12 +27,9 @@ SCENARIO = Scenario(
     "idle connections",
     SERVING,
     (Case("1,000 idle", 1_000), Case("4,000 idle", 4_000), Case("8,000 idle", 8_000)),
-    tuple(name for name in USUAL if name not in {"dnat", "socat"}),
+    tuple(name for name in USUAL if name not in NO_PROCESS),
     measure,
     quick=("1,000 idle",),
-    omitted={
-        "dnat": "no process has to look after its connections",
-        "socat": "it has a process for every connection",
-    },
+    omitted=NO_PROCESS | FORKING,
     rounds=3,
 )

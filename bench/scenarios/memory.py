@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bench import clients
-from bench.contenders import Contender
+from bench.contenders import USUAL, Contender
 from bench.lab import Lab
 from bench.results import Case, Figure
-from bench.scenario import Scenario
+from bench.scenario import FORKING, NO_PROCESS, Scenario
 
 FIGURES = (
     Figure("connection", "memory per idle connection", "B", less=True),
@@ -34,13 +34,9 @@ SCENARIO = Scenario(
     "idle connections",
     FIGURES,
     (Case("1,000 idle", 1_000), Case("4,000 idle", 4_000)),
-    ("rinetd", "haproxy-1", "haproxy-2", "nginx", "fastfwd-1", "fastfwd-2"),
+    tuple(name for name in USUAL if name not in NO_PROCESS),
     measure,
     quick=("1,000 idle",),
-    omitted={
-        "direct": "there is no process",
-        "dnat": "there is no process",
-        "socat": "it has a process for every connection",
-    },
+    omitted=NO_PROCESS | FORKING,
     rounds=3,
 )

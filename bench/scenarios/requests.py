@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from bench import clients
 from bench.contenders import SPLICING, USUAL, Contender
 from bench.lab import Lab
 from bench.results import Case, Figure
-from bench.scenario import Scenario, priced
+from bench.scenario import FORKING, Scenario, small
 
 FIGURES = (
     Figure("rate", "requests per second", "1/s"),
@@ -19,14 +18,7 @@ FIGURES = (
 def measure(lab: Lab, contender: Contender, case: Case, seconds: float) -> dict[str, float]:
     """Requests over as many connections as the case says."""
     with lab.start(contender) as way:
-        before = way.cpu()
-        found = clients.requests(way.ports[0], int(case.value), seconds)
-        return {
-            "rate": found.rate,
-            "p50": found.p50,
-            "p99": found.p99,
-            **priced(way, before, "cpu", found.count / 1e6),
-        }
+        return small(way, int(case.value), seconds)
 
 
 SCENARIO = Scenario(
@@ -37,7 +29,8 @@ SCENARIO = Scenario(
     "connections",
     FIGURES,
     (Case("1 connection", 1), Case("64 connections", 64), Case("512 connections", 512)),
-    (*USUAL, SPLICING),
+    (*USUAL, *SPLICING),
     measure,
     quick=("64 connections",),
+    omitted=FORKING,
 )

@@ -9,9 +9,9 @@ from bench.scenario import SERVING, Scenario, serving
 
 
 def measure(lab: Lab, contender: Contender, case: Case, seconds: float) -> dict[str, float]:
-    """Requests and then connections, as many at a time as the case says."""
+    """Requests and then connections."""
     with lab.start(contender) as way:
-        return serving(way, int(case.value), seconds)
+        return serving(way, seconds)
 
 
 SCENARIO = Scenario(
@@ -21,7 +21,7 @@ SCENARIO = Scenario(
     " time, 64 at a time. wrk and nginx, with a thread each, run on the same processors.",
     "",
     SERVING,
-    (Case("64 connections", 64),),
+    (Case("64 connections"),),
     ("haproxy-1", "haproxy-2", "haproxy-4", "fastfwd-1", "fastfwd-2", "fastfwd-4"),
     measure,
     rounds=3,

@@ -7,15 +7,16 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
 from bench import clients
-from bench.contenders import Contender, Way
+from bench.contenders import Contender
 from bench.lab import Lab
 from bench.processes import HOST, PATIENCE, family, proportional_memory, wait
 from bench.results import Case, Figure
-from bench.scenario import Scenario
+from bench.scenario import Scenario, small
 
 FORWARDS = 200
 SCRAPES = 10
@@ -30,9 +31,10 @@ FIGURES = (
     Figure("text_scrape", "time of a scrape in the text format", "ms", ".1f", less=True),
     Figure("size", "bytes of a scrape, compressed", "kB", ".1f", less=True),
     Figure("memory", "memory of the exporter", "MiB", ".1f", less=True),
-    Figure("requests", "requests per second", "1/s"),
+    Figure("rate", "requests per second", "1/s"),
     Figure("p50", "latency of a request, median", "ms", ".3f", less=True),
     Figure("p99", "latency of a request, 99th percentile", "ms", ".2f", less=True),
+    Figure("cpu", "CPU per request, the exporter's included", "µs", ".1f", less=True),
 )
 
 
@@ -48,24 +50,18 @@ def measure(lab: Lab, contender: Contender, case: Case, seconds: float) -> dict[
             scrape(port, OPENMETRICS)
             if not case.value:
                 return alone(port, way.pids[0])
-            if not case.label.endswith("scraped"):
-                return latency(way, case, seconds)
+            if case.without is None:
+                return small(way, int(case.value), seconds)
             with scraping(port) as took:
-                figures = latency(way, case, seconds)
+                figures = small(way, int(case.value), seconds)
             return {**figures, "scrape": statistics.median(took)}
-
-
-def latency(way: Way, case: Case, seconds: float) -> dict[str, float]:
-    """Requests over as many connections as the case says."""
-    found = clients.requests(way.ports[0], int(case.value), seconds)
-    return {"requests": found.rate, "p50": found.p50, "p99": found.p99}
 
 
 def alone(port: int, pid: int) -> dict[str, float]:
     """What scrapes take while nothing else goes on, and what the exporter has grown to."""
     taken = [scrape(port, OPENMETRICS) for _ in range(SCRAPES)]
     texts = [scrape(port, TEXT) for _ in range(SCRAPES)]
-    exporter = next(each.pid for each in family(pid) if each.name() == EXPORTER)
+    (exporter,) = (each.pid for each in family(pid) if each.name() == EXPORTER)
     return {
         "scrape": statistics.median(took for took, _ in taken),
         "text_scrape": statistics.median(took for took, _ in texts),
@@ -98,13 +94,14 @@ def scraping(port: int) -> Iterator[list[float]]:
             took.append(scrape(port, OPENMETRICS)[0])
             ended.wait(1.0)
 
-    thread = threading.Thread(target=repeat)
-    thread.start()
-    try:
-        yield took
-    finally:
-        ended.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        repeating = pool.submit(repeat)
+        try:
+            yield took
+        finally:
+            ended.set()
+        # A scrape that failed is a measurement that failed.
+        repeating.result()
 
 
 SCENARIO = Scenario(
@@ -118,9 +115,9 @@ SCENARIO = Scenario(
     (
         Case("scrapes alone"),
         Case("64 connections", 64),
-        Case("64 connections, scraped", 64),
+        Case("64 connections, scraped", 64, "64 connections"),
         Case("2 connections", 2),
-        Case("2 connections, scraped", 2),
+        Case("2 connections, scraped", 2, "2 connections"),
     ),
     ("fastfwd-2",),
     measure,

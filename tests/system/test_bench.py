@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import fastfwd
 from bench.results import Result, load
 from tests import deadline, processes
 from tests.deadline import until
@@ -40,11 +41,11 @@ class Done:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Two scenarios with three contenders, of which one is not installed; no namespace either, as
-    for a user who is not root."""
+    for a user who is not root, and no git."""
     directory = tmp_path_factory.mktemp("bench")
     programs = directory / "programs"
     programs.mkdir()
-    for name in ("wrk", "iperf3", "nginx", "rinetd", "git"):
+    for name in ("wrk", "iperf3", "nginx", "rinetd"):
         (programs / name).symlink_to(require_peer(name))
     mark = f"FASTFWD_TEST_MARK={uuid.uuid4()}"
     ended = subprocess.run(
@@ -97,8 +98,12 @@ def test_there_is_a_report_with_pictures(done: Done) -> None:
 
 
 def test_a_contender_that_is_not_installed_is_named_and_left_out(done: Done) -> None:
-    assert "socat is left out: not available on this machine" in done.stderr
-    assert done.result("requests").omitted == {"socat": "not available on this machine"}
+    assert "socat is left out of connections: not available on this machine" in done.stderr
+    assert done.result("connections").omitted == {"socat": "not available on this machine"}
+
+
+def test_a_version_needs_no_git(done: Done) -> None:
+    assert done.result("requests").versions["fastfwd-1"] == fastfwd.__version__
 
 
 def test_without_a_namespace_it_says_what_that_means(done: Done) -> None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from bench.contenders import CONTENDERS
 from bench.results import Case, Figure, Measurement, Result
 
 RATE = Figure("rate", "requests per second", "1/s")
 CPU = Figure("cpu", "CPU per request", "µs", ".1f", less=True)
 
-TITLES = {
-    "rinetd": "C rinetd",
-    "haproxy-1": "HAProxy, 1 thread",
-    "haproxy-2": "HAProxy, 2 threads",
-    "fastfwd-1": "fastfwd, 1 worker",
-    "fastfwd-2": "fastfwd, 2 workers",
-}
+NAMES = ("rinetd", "haproxy-1", "haproxy+splice-1", "haproxy-2", "fastfwd-1", "fastfwd-2")
+TITLES = {name: CONTENDERS[name].title for name in NAMES}
 
 Rounds = dict[tuple[str, str], list[float]]
 """(case, contender) -> a value per round."""
 
 
-def result(scenario: str, rates: Rounds, *, figure: Figure = RATE, variable: str = "") -> Result:
+def result(
+    scenario: str,
+    rates: Rounds,
+    *,
+    figure: Figure = RATE,
+    variable: str = "",
+    without: Mapping[str, str] | None = None,
+) -> Result:
     """One figure of a scenario with the cases and contenders that `rates` has, in their order; a
-    case's place on an axis is the number its label begins with."""
+    case's place on an axis is the number its label begins with; `without` has the case
+    that it is compared with, by case."""
     labels = dict.fromkeys(case for case, _ in rates)
     present = dict.fromkeys(contender for _, contender in rates)
     return Result(
@@ -30,8 +36,11 @@ def result(scenario: str, rates: Rounds, *, figure: Figure = RATE, variable: str
         "How it is measured.",
         variable,
         [figure],
-        [Case(label, number(label)) for label in labels],
+        [Case(label, number(label), (without or {}).get(label)) for label in labels],
         {name: title for name, title in TITLES.items() if name in present},
+        references={
+            name: [each for each in CONTENDERS[name].references if each in present] for name in present
+        },
         versions=dict.fromkeys(present, "1.0"),
         machine={"processor": "a processor", "processors": "2"},
         date="2026-01-01",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.__main__ import UNPUBLISHED, arguments, directory_of, measurements
+from bench.__main__ import UNPUBLISHED, arguments, directory_of
 from bench.contenders import CONTENDERS
 from bench.results import DIRECTORY
 from bench.scenarios import SCENARIOS
@@ -46,11 +46,3 @@ def test_output_says_otherwise() -> None:
 
 def test_a_report_is_made_of_the_published_results() -> None:
     assert directory_of(arguments(["--report"])) == DIRECTORY
-
-
-def test_the_number_of_measurements_is_known_before() -> None:
-    """Two contenders in every case of every round; quick has fewer cases."""
-    names = ["direct", "fastfwd-1"]
-    requests = SCENARIOS["requests"]
-    assert measurements(requests, names, 5, False) == 5 * 2 * len(requests.cases)
-    assert measurements(requests, names, 5, True) == 5 * 2 * len(requests.quick)

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import plots
+from bench.contenders import CONTENDERS
 from bench.results import Result
 from tests.unit.measured import TITLES, result
 
@@ -22,7 +23,9 @@ SHAPES = {
         variable="idle connections",
     ),
     "ratios": result(
-        "logging", {(case, name): [3, 2] for case in ("off", "tab") for name in TITLES}, variable="log"
+        "logging",
+        {(case, name): [3, 2] for case in ("off", "tab") for name in TITLES},
+        without={"tab": "off"},
     ),
     "one round": result("bulk", {("1 flow", "rinetd"): [1]}),
     "a stranger": result("bulk", {("1 flow", "rinetd"): [1]}),
@@ -63,4 +66,16 @@ def test_axes_have_units(tmp_path: Path) -> None:
 
 
 def test_ratios_say_what_they_are_to(tmp_path: Path) -> None:
-    assert "log: ratio to off, more is better" in words(plots.draw(SHAPES["ratios"], tmp_path))
+    assert "ratio to off, more is better" in words(plots.draw(SHAPES["ratios"], tmp_path))
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_a_name_says_kind_and_threads(name: str) -> None:
+    """Pictures read a contender's name, because results have nothing else."""
+    assert plots.threads(name) == (CONTENDERS[name].threads or 1)
+    assert plots.kind(name) in plots.COLOURS
+
+
+def test_no_two_lines_look_the_same() -> None:
+    looks = [str(plots.look(name)) for name in CONTENDERS]
+    assert len(set(looks)) == len(looks)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import report
-from bench.results import DIRECTORY, load_all
+from bench.processes import ROOT
+from bench.results import DIRECTORY, Measurement, load_all
 from bench.scenarios import SCENARIOS
 from tests.unit.measured import TITLES, result
 
@@ -22,7 +23,10 @@ FOUND = result(
     },
 )
 LOGGING = result(
-    "logging", {("off", "fastfwd-1"): [100, 100], ("tab", "fastfwd-1"): [95, 97]}, variable="log"
+    "logging",
+    {("off", "fastfwd-1"): [100, 100], ("tab", "fastfwd-1"): [95, 97]},
+    variable="log",
+    without={"tab": "off"},
 )
 PUBLISHED = load_all(DIRECTORY, SCENARIOS)
 
@@ -46,7 +50,7 @@ def test_a_table_has_medians_and_ratios_with_their_extremes() -> None:
 
 def test_the_price_of_a_setting_is_a_ratio_to_the_same_contender() -> None:
     (table,) = report.tables(LOGGING)
-    assert table.rows[-1] == ["fastfwd, 1 worker ÷ itself, log: off", report.NOTHING, "0.96 [0.95–0.97]"]
+    assert table.rows[-1] == ["fastfwd, 1 worker ÷ itself, off", report.NOTHING, "0.96 [0.95–0.97]"]
 
 
 def test_documents_have_all_ratios_in_one_table() -> None:
@@ -56,9 +60,12 @@ def test_documents_have_all_ratios_in_one_table() -> None:
     assert table.rows == [["requests per second", "1.20 [1.00–1.50]", "1.20"]]
 
 
-def test_a_scenario_that_compares_nobody_has_its_figures_in_the_documents() -> None:
-    found = result("scrape", {(CASE, "fastfwd-2"): [1]})
-    assert "| fastfwd, 2 workers | 1 |" in report.block("scrape", {"scrape": found}, "")
+def test_a_scenario_of_one_contender_has_its_figures_in_the_documents() -> None:
+    scraped = f"{CASE}, scraped"
+    found = result("scrape", {(CASE, "fastfwd-2"): [4], (scraped, "fastfwd-2"): [3]}, without={scraped: CASE})
+    text = report.block("scrape", {"scrape": found}, "")
+    assert "| fastfwd, 2 workers | 4 | 3 |" in text
+    assert f"| fastfwd, 2 workers ÷ itself, {CASE} | – | 0.75 |" in text
 
 
 def test_what_nobody_measured_has_no_row() -> None:
@@ -85,11 +92,28 @@ def test_who_was_left_out_is_named_with_the_reason() -> None:
     assert "Left out: socat: not available on this machine." in report.whole({"requests": found})
 
 
+def test_who_failed_is_named_with_the_reason() -> None:
+    found = result("requests", {(CASE, "rinetd"): [1]})
+    found.failed["nginx"] = "in round 2"
+    assert "Failed: nginx: in round 2." in report.whole({"requests": found})
+
+
+def test_a_target_of_two_conditions_shows_both_at_once() -> None:
+    figures = {"p99": (7.0, 10.0), "bulk": (11.0, 10.0)}
+    found = result("mixed", {("2 flows", "fastfwd-1"): [], ("2 flows", "haproxy-1"): []})
+    for name, number in (("fastfwd-1", 0), ("haproxy-1", 1)):
+        found.measurements.append(
+            Measurement(0, "2 flows", name, {figure: pair[number] for figure, pair in figures.items()})
+        )
+    (row,) = (row for row in report.targets({"mixed": found}).rows if row[1] == "≤ 0.8 and ≥ 1 × HAProxy")
+    assert row[2:] == ["0.70 and 1.10, holds", report.NOTHING]
+
+
 def test_the_summary_is_relative_to_c_rinetd() -> None:
     summary = report.summary({"requests": FOUND})
     assert summary is not None
     assert summary.rows == [
-        ["64 busy connections: requests/s", "1.00", report.NOTHING, "1.20", report.NOTHING]
+        ["64 busy connections: requests/s", "1.00", *[report.NOTHING] * 3, "1.20", report.NOTHING]
     ]
 
 
@@ -154,7 +178,7 @@ def test_a_document_is_what_the_results_give(path: Path) -> None:
 
 
 def test_every_scenario_has_its_block() -> None:
-    text = (report.ROOT / "docs" / "benchmarks.md").read_text()
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
     assert [found[2] for found in report.BLOCK.finditer(text)] == ["machine", "targets", *SCENARIOS]
 
 
@@ -174,3 +198,4 @@ def test_published_results_are_of_a_full_run(name: str) -> None:
     found = PUBLISHED[name]
     assert found.rounds >= 3
     assert "not available on this machine" not in found.omitted.values()
+    assert [name for name in found.failed if name.startswith("fastfwd")] == []
