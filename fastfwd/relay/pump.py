@@ -11,7 +11,8 @@ The contract (tests/relay holds every mover to it):
 * DRY: the source has nothing more now; call again when epoll reports it readable.
 * FULL: the sink takes no more now; call again when epoll reports it writable.
 * MORE: the budget is used up and there may be more; call again in the next turn.
-* END: the source ended cleanly and everything it sent has been given to the sink.
+* END: the source ended cleanly and everything it sent has been given to the sink, which
+  is to be shut down or closed now: the last bytes may wait for that (MSG_MORE).
 * SOURCE_BROKE: the source ended with an error (a reset, a timeout); everything that
   arrived before it has been given to the sink.
 * SINK_BROKE: the sink refuses bytes for good; what was taken and not given is lost.
