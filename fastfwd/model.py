@@ -88,6 +88,10 @@ class Address:
     def __str__(self) -> str:
         return self.text
 
+    def at(self, port: int) -> str:
+        """`address:port`, IPv6 addresses in brackets (RFC 3986, 3.2.2)."""
+        return f"[{self.text}]:{port}" if ":" in self.text else f"{self.text}:{port}"
+
 
 @dataclass(frozen=True, slots=True)
 class AccessRule:

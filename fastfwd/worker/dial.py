@@ -237,15 +237,7 @@ class Dial:
         took = worker.loop.now - self._dialled
         if not broken:
             CONNECT_TIME.observe(self.listener.row, took)
-        session = Session(
-            self.listener,
-            self.client,
-            self.client_fd,
-            backend,
-            self.backend_fd,
-            self,
-            took,
-        )
+        session = Session(self, backend, took)
         return session.begin(mask & READABLE, broken=broken, client_watched=self._watching)
 
     def waited(self) -> None:
@@ -330,16 +322,9 @@ class Dial:
                     self.client_port,
                     duration=worker.loop.now - self.started,
                     session=worker.session_id(self.serial),
-                    backend=self.backend_text(),
+                    backend=self.address.at(self.listener.target.port) if self.address is not None else None,
                 )
             )
-
-    def backend_text(self) -> str | None:
-        """The address dialled last, as `address:port`, None when there was none."""
-        if self.address is None:
-            return None
-        host = f"[{self.address.text}]" if self.address.family == socket.AF_INET6 else self.address.text
-        return f"{host}:{self.listener.target.port}"
 
 
 def _talks_to_itself(sock: Socket) -> bool:

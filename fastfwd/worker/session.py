@@ -31,7 +31,6 @@ from fastfwd.observe.scoreboard import DURATION, ForwardCell
 from fastfwd.relay.pump import BUDGET, DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Pump, release
 
 if TYPE_CHECKING:
-    from fastfwd.worker.accept import Listener
     from fastfwd.worker.dial import Dial
 
 RECEIVED: Final = int(ForwardCell.RECEIVED)
@@ -76,44 +75,45 @@ class Session:
     """Owns both sockets from the moment it exists."""
 
     __slots__ = (
+        "address",
         "backend",
         "backend_fd",
         "broken",
         "client",
         "client_fd",
         "client_mask",
+        "client_port",
         "dial_time",
         "down",
         "lingering",
         "listener",
         "open",
-        "origin",
         "outcome",
+        "peer",
         "row",
+        "serial",
+        "started",
         "up",
     )
 
-    def __init__(
-        self,
-        listener: Listener,
-        client: Socket,
-        client_fd: int,
-        backend: Socket,
-        backend_fd: int,
-        origin: Dial,
-        dial_time: float,
-    ) -> None:
-        """A session of two connected non-blocking sockets. `origin` is the dial it came
-        from (peer, start, serial); `dial_time` in seconds is how long that took."""
+    def __init__(self, dial: Dial, backend: Socket, dial_time: float) -> None:
+        """A session of the client of `dial` and of `backend`, connected and non-blocking.
+        `dial_time` in seconds is how long that took. The dial is not kept: an idle session
+        would be a tenth larger."""
+        listener = dial.listener
         worker = listener.worker
         self.listener = listener
         self.row = listener.row
-        self.client = client
-        self.client_fd = client_fd
+        self.client = client = dial.client
+        self.client_fd = dial.client_fd
         self.client_mask = 0
         self.backend = backend
-        self.backend_fd = backend_fd
-        self.origin = origin
+        self.backend_fd = dial.backend_fd
+        self.address = dial.address
+        self.peer = dial.peer
+        self.client_port = dial.client_port
+        self.serial = dial.serial
+        self.started = dial.started
         self.dial_time = dial_time
         self.up = Pump(client, backend, worker.copy)
         self.down = Pump(backend, client, worker.copy)
@@ -129,7 +129,7 @@ class Session:
         that the client is registered with epoll."""
         worker = self.listener.worker
         loop = worker.loop
-        worker.sessions.add(self)
+        worker.open_sessions += 1
         loop.handlers[self.client_fd] = self.client_event
         loop.handlers[self.backend_fd] = self.backend_event
         if broken:
@@ -229,7 +229,7 @@ class Session:
         self.open = False
         listener = self.listener
         worker = listener.worker
-        worker.sessions.discard(self)
+        worker.open_sessions -= 1
         if self.lingering:
             worker.lingering.discard(self)
         handlers = worker.loop.handlers
@@ -241,23 +241,22 @@ class Session:
             release(down, worker.pool)
         worker.loop.closing.append(self.client)
         worker.loop.closing.append(self.backend)
-        duration = worker.loop.now - self.origin.started
+        duration = worker.loop.now - self.started
         row = self.row
         row[CLOSED_REMOTE if self.outcome is Outcome.DONE_REMOTE_CLOSED else CLOSED_LOCAL] += 1
         DURATION.observe(row, duration)
         if worker.log is not None:
-            origin = self.origin
             worker.log.event(
                 Event(
                     listener.forward,
                     self.outcome or Outcome.DONE_LOCAL_CLOSED,
-                    origin.peer,
-                    origin.client_port,
+                    self.peer,
+                    self.client_port,
                     up.taken,
                     down.given,
                     duration,
-                    worker.session_id(origin.serial),
-                    origin.backend_text(),
+                    worker.session_id(self.serial),
+                    self.address.at(listener.target.port) if self.address is not None else None,
                     self.dial_time,
                 )
             )
