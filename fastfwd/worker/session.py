@@ -336,7 +336,9 @@ class Session:
             # off the socket: its reads will end cleanly all the same. After EPIPE the
             # FIN had come, and what is left to read is complete.
             self.broken = pump.sink
-            other.fin = False
+        # What is left of a broken side is read to its end, and its last bytes must not wait for
+        # a shutdown: what follows may be a reset.
+        other.fin, other.to_end = False, True
         if pump is self.up:
             pump.move = worker.discard
             pump.verdict = DRY
@@ -346,7 +348,6 @@ class Session:
             self.reset(pump.source)
             return
         if other.verdict == DRY:
-            other.to_end = True
             self.turn(other)
         if pump is self.up and self.open:
             self.turn(pump)
