@@ -37,18 +37,14 @@ STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 CONNECTING: Final = READ | select.EPOLLOUT
 FAILED: Final = select.EPOLLERR | select.EPOLLHUP
 
-# The names of modules and of enums cost 0.05 µs each time; a connection would use twenty.
+# For every connection; an enum's attribute costs 0.05 µs more.
 CONNECTS: Final = int(ForwardCell.CONNECTS)
 OPENED: Final = int(ForwardCell.OPENED)
-EINPROGRESS: Final = errno.EINPROGRESS
+
 NOTHING: Final = bytes(4)
+"""What ioctl(FIONREAD) answers when nothing has come."""
 IPPROTO_TCP: Final = socket.IPPROTO_TCP
 SOL_SOCKET: Final = socket.SOL_SOCKET
-TCP_NODELAY: Final = socket.TCP_NODELAY
-TCP_KEEPIDLE: Final = socket.TCP_KEEPIDLE
-TCP_QUICKACK: Final = socket.TCP_QUICKACK
-SO_KEEPALIVE: Final = socket.SO_KEEPALIVE
-SO_OOBINLINE: Final = socket.SO_OOBINLINE
 KEEPALIVE_IDLE: Final = 60
 """Seconds of silence before the first keepalive probe: a peer that vanished without a
 FIN is found in minutes instead of never."""
@@ -110,10 +106,10 @@ def tune(sock: Socket) -> None:
     keepalive, because a firewall's peers vanish; urgent data in line, because a
     telnet peer would otherwise lose the byte it marks.
     """
-    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
-    sock.setsockopt(IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE)
-    sock.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+    sock.setsockopt(IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    sock.setsockopt(SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 class Dial:
@@ -186,14 +182,14 @@ class Dial:
                     # is woken once instead of twice: 6 of 70 µs per connection. Without
                     # those words it would wait for 200 ms, and so would a backend that
                     # speaks first.
-                    backend.setsockopt(IPPROTO_TCP, TCP_QUICKACK, 0)
+                    backend.setsockopt(IPPROTO_TCP, socket.TCP_QUICKACK, 0)
                 code = backend.connect_ex((address.text, target.port))
             except OSError:
                 backend.close()
                 outcome = Outcome.LOCAL_BIND_FAILED
                 self._count(ForwardCell.CONNECTS, ForwardCell.LOCAL)
                 continue
-            if code and code != EINPROGRESS:
+            if code not in (0, errno.EINPROGRESS):
                 backend.close()
                 outcome = Outcome.LOCAL_CONNECT_FAILED
                 self._count(ForwardCell.CONNECTS, WHY.get(code, ForwardCell.LOCAL))

@@ -2,8 +2,8 @@
 
 A turn is: wait; call the handler of every ready descriptor; look at the timers, if the
 last look is long enough ago; give the pumps that used up their budget another go; close
-what was closed; run the end-of-turn work (the log's one write). worker/main makes it, everything in the
-worker registers with it. It must never know what a session is.
+what was closed; run the end-of-turn work (the log's one write). worker/main makes it,
+everything in the worker registers with it. It must never know what a session is.
 
 Hot path: handlers are plain callables in a dict keyed by descriptor, called with
 epoll's mask; there are no event objects.

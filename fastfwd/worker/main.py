@@ -141,7 +141,7 @@ class Worker:
 
     def sessions(self) -> list[Session]:
         """All open ones, found by what they have the loop call: a set of them would cost
-        each 40 bytes and 0.1 µs."""
+        each 33 bytes or more, of 1,100."""
         owners = (getattr(handler, "__self__", None) for handler in self.loop.handlers.values())
         return list({owner for owner in owners if isinstance(owner, Session)})
 
