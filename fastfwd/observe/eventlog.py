@@ -18,7 +18,7 @@ from collections.abc import Callable
 from time import localtime, strftime, time
 from typing import Final, NamedTuple
 
-from fastfwd.model import Forward, LogFormat, Outcome
+from fastfwd.model import Address, Forward, LogFormat, Outcome
 from fastfwd.observe.scoreboard import Cell
 
 QUEUE_BYTES: Final = 1 << 20
@@ -33,7 +33,9 @@ class Event(NamedTuple):
 
     Byte counts are the log's: `bytes_in` from the client, `bytes_out` to it. Times are
     in seconds; `dial` is how long the backend took to accept, None if it did not.
-    `backend` is the address dialled last. (A tuple costs a quarter of a dataclass.)
+    `serial` is the connection's number in its worker; `backend` the address dialled last.
+    Both become text only where a format shows them. (A tuple costs a quarter of a
+    dataclass, and a third less with its fields by position.)
     """
 
     forward: Forward
@@ -43,13 +45,13 @@ class Event(NamedTuple):
     bytes_in: int = 0
     bytes_out: int = 0
     duration: float = 0.0
-    session: str = ""
-    backend: str | None = None
+    serial: int = 0
+    backend: Address | None = None
     dial: float | None = None
 
 
-Line = Callable[[Event, float], str]
-"""(event, seconds since the epoch) -> one line with its newline."""
+Line = Callable[[Event, float], bytes]
+"""(event, seconds since the epoch) -> one line with its newline, in UTF-8."""
 
 
 class _Stamp:
@@ -72,13 +74,13 @@ def rinetd_line(*, duration: bool) -> Line:
     """rinetd's tab format; with `duration` a tenth column, seconds with three decimals."""
     stamp = _Stamp("%d/%b/%Y:%H:%M:%S ")
 
-    def line(event: Event, now: float) -> str:
+    def line(event: Event, now: float) -> bytes:
         listen, target = event.forward.listen, event.forward.target
         tail = f"\t{event.duration:.3f}\n" if duration else "\n"
         return (
             f"{stamp(now)}\t{event.client}\t{listen.host}\t{listen.port}\t{target.host}\t{target.port}"
-            f"\t{event.bytes_in}\t{event.bytes_out}\t{event.outcome.value}{tail}"
-        )
+            f"\t{event.bytes_in}\t{event.bytes_out}\t{event.outcome._value_}{tail}"  # .value: 0.1 µs more
+        ).encode()
 
     return line
 
@@ -87,29 +89,29 @@ def common_line() -> Line:
     """The web server's common log format, as rinetd's `logcommon` writes it."""
     stamp = _Stamp("%d/%b/%Y:%H:%M:%S  %z")
 
-    def line(event: Event, now: float) -> str:
+    def line(event: Event, now: float) -> bytes:
         listen, target = event.forward.listen, event.forward.target
         return (
             f'{event.client} - - [{stamp(now)}] "GET /rinetd-services/{listen.host}/{listen.port}/'
             f'{target.host}/{target.port}/{event.outcome.value} HTTP/1.0" 200 {event.bytes_out} - - - '
             f"{event.bytes_in}\n"
-        )
+        ).encode()
 
     return line
 
 
-def json_line(slot: int) -> Line:
+def json_line(slot: int, born: str) -> Line:
     """One JSON object per line (RFC 8259; `time` as in RFC 3339, UTC), with what rinetd's
     formats lack: durations, the client's port, the backend's address, slot, session."""
     from datetime import UTC, datetime
 
     from orjson import OPT_APPEND_NEWLINE, OPT_UTC_Z, dumps
 
-    def line(event: Event, now: float) -> str:
+    def line(event: Event, now: float) -> bytes:
         forward = event.forward
         fields = {
             "time": datetime.fromtimestamp(round(now, 3), UTC),
-            "session": event.session,
+            "session": f"{born}-{event.serial:x}",
             "outcome": event.outcome.value,
             "forward": forward.label,
             "proto": forward.listen.protocol.value,
@@ -119,22 +121,23 @@ def json_line(slot: int) -> Line:
             "listen_port": forward.listen.port,
             "connect": forward.target.host,
             "connect_port": forward.target.port,
-            "backend": event.backend,
+            "backend": event.backend and event.backend.at(forward.target.port),
             "bytes_in": event.bytes_in,
             "bytes_out": event.bytes_out,
             "duration": round(event.duration, 6),
             "dial": None if event.dial is None else round(event.dial, 6),
             "slot": slot,
         }
-        return dumps(fields, option=OPT_APPEND_NEWLINE | OPT_UTC_Z).decode()
+        return dumps(fields, option=OPT_APPEND_NEWLINE | OPT_UTC_Z)
 
     return line
 
 
-def line_format(logformat: LogFormat, *, duration: bool, slot: int) -> Line:
-    """The line formatter for a configuration's `logformat` and `logduration`."""
+def line_format(logformat: LogFormat, *, duration: bool, slot: int, born: str) -> Line:
+    """The line formatter for a configuration's `logformat` and `logduration`. A session's
+    name is `born`, which tells this process from all others, and its serial."""
     if logformat is LogFormat.JSON:
-        return json_line(slot)
+        return json_line(slot, born)
     if logformat is LogFormat.COMMON:
         return common_line()
     return rinetd_line(duration=duration)
@@ -161,7 +164,7 @@ class EventLog:
         scoreboard `row`."""
         self._line = line
         self._row = row
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._attach(descriptor)
@@ -186,8 +189,7 @@ class EventLog:
         """Write what there is, in whole lines; called at the end of every turn."""
         if not self._lines and not self._waiting:
             return
-        lines = [line.encode() for line in self._lines]
-        self._lines.clear()
+        lines, self._lines = self._lines, []
         if self._waiting:
             self._keep(lines)
             lines, self._waiting, self._waiting_bytes = self._waiting, [], 0

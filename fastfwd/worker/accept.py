@@ -92,11 +92,13 @@ class Listener:
         worker = self.worker
         worker.loop.closing.append(client)
         if worker.log is not None:
-            worker.log.event(Event(self.forward, outcome, address, port, session=worker.session_id()))
+            worker.log.event(Event(self.forward, outcome, address, port, serial=worker.next_serial()))
 
 
 def _zone(index: int) -> str:
     try:
-        return socket.if_indextoname(index)
+        name = socket.if_indextoname(index)
     except OSError:  # the interface went away meanwhile
         return str(index)
+    # The kernel allows any byte but a blank, "/" and ":"; a log line does not.
+    return name if name.isprintable() else str(index)

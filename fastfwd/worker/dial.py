@@ -143,8 +143,7 @@ class Dial:
         self.peer = peer
         self.client_port = client_port
         worker = listener.worker
-        worker.serial += 1
-        self.serial = worker.serial
+        self.serial = worker.next_serial()
         self.started = worker.loop.now
         self.backend: Socket | None = None
         self.backend_fd = -1
@@ -316,9 +315,11 @@ class Dial:
                     outcome,
                     self.peer,
                     self.client_port,
-                    duration=worker.loop.now - self.started,
-                    session=worker.session_id(self.serial),
-                    backend=self.address.at(self.listener.target.port) if self.address is not None else None,
+                    0,
+                    0,
+                    worker.loop.now - self.started,
+                    self.serial,
+                    self.address,
                 )
             )
 

@@ -107,7 +107,7 @@ class Worker:
         self.dials: set[Dial] = set()
         self.stranded: list[Dial] = []
         """Dials that found no descriptor left; they go on when accepting does."""
-        self.serial = 0
+        self._serial = 0
         self.patience = self.loop.timer(PATIENCE, Dial.waited)
         self.overdue = self.loop.timer(CONNECT_TIMEOUT - PATIENCE, Dial.timed_out)
         self.lingering = self.loop.timer(LINGER, Session.close)
@@ -122,11 +122,10 @@ class Worker:
         self._before = {cell: int(self.row[cell]) for cell in (Cell.PIPES_SHORT, Cell.COPIED, Cell.SPLICED)}
         self._born = f"{slot:x}-{time.time_ns() // 1_000_000:x}"
 
-    def session_id(self, serial: int | None = None) -> str:
-        """A name for a connection, unique over all workers and their predecessors."""
-        if serial is None:
-            self.serial = serial = self.serial + 1
-        return f"{self._born}-{serial:x}"
+    def next_serial(self) -> int:
+        """A number for a connection, its own in this process."""
+        self._serial += 1
+        return self._serial
 
     def run(self) -> None:
         """Serve until told to stop, or until drained."""
@@ -161,7 +160,7 @@ class Worker:
         if pause and not self.pause(error):
             return
         if self.log is not None:
-            self.log.event(Event(listener.forward, Outcome.ACCEPT_FAILED, "?", session=self.session_id()))
+            self.log.event(Event(listener.forward, Outcome.ACCEPT_FAILED, "?", serial=self.next_serial()))
 
     def pause(self, error: OSError) -> bool:
         """Out of descriptors or memory: leave clients in the kernel's queues for PAUSE
@@ -220,7 +219,7 @@ class Worker:
         arrived = iter(descriptors)
         event_log = None
         if table.logging:
-            line = line_format(table.logformat, duration=table.logduration, slot=self.slot)
+            line = line_format(table.logformat, duration=table.logduration, slot=self.slot, born=self._born)
             event_log = EventLog(next(arrived), line, self.row)
         listeners = {}
         for entry in table.entries:

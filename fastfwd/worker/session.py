@@ -255,8 +255,8 @@ class Session:
                     up.taken,
                     down.given,
                     duration,
-                    worker.session_id(self.serial),
-                    self.address.at(listener.target.port) if self.address is not None else None,
+                    self.serial,
+                    self.address,
                     self.dial_time,
                 )
             )

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from tests.ports import free_port
 from tests.servers import Apart, goodbye, serve_apart
 from tests.sockets import Address, Listener, connect, finish, read_exactly, read_to_end, reset
 from tests.system.conftest import Route, StartRoute
+from tests.system.namespaces import Sandbox
 
 TIME = r"\d\d/(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)/\d{4}:\d\d:\d\d:\d\d"
 
@@ -469,3 +471,19 @@ def test_no_logfile_no_log(forwarder: StartForwarder, backend: StartServer) -> N
     with connect(("127.0.0.1", port)) as client:
         assert read_to_end(client).how == "EOF"
     assert set(os.listdir(running.directory)) == before
+
+
+@pytest.mark.parametrize(("interface", "shown"), [("inside", "inside"), ("in\x1bside", "{index}")])
+def test_the_zone_of_a_link_local_client(forwarder: StartForwarder, interface: str, shown: str) -> None:
+    """A link-local client is shown with its interface: by name, and by number where the name
+    would not do on a terminal (a kernel takes nearly any byte)."""
+    with Sandbox(network=True) as inside:
+        inside.run("ip", "link", "add", "name", interface, "type", "veth", "peer", "name", "outside")
+        inside.run("ip", "address", "add", "fe80::1/64", "dev", interface, "nodad")
+        inside.run("ip", "link", "set", interface, "up")
+        index = inside.call(socket.if_nametoindex, interface)
+        running = inside.call(forwarder, ":: 5000 ::1 9\n")
+        with inside.call(socket.socket, socket.AF_INET6) as client:
+            client.connect(("fe80::1", 5000, 0, index))
+            assert read_to_end(client).how == "EOF"
+    assert columns(running.wait_log(2)[0])["client"] == f"fe80::1%{shown.format(index=index)}"

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfwd.model import Endpoint, Forward, LogFormat, Origin, Outcome, Protocol
+from fastfwd.model import Address, Endpoint, Forward, LogFormat, Origin, Outcome, Protocol
 from fastfwd.observe.eventlog import ATOMIC, QUEUE_BYTES, Event, EventLog, line_format, open_log
 from fastfwd.observe.scoreboard import Cell, Scoreboard
 
@@ -37,8 +37,8 @@ DONE = Event(
     bytes_in=5,
     bytes_out=9,
     duration=1.23456789,
-    session="0-abc-1",
-    backend="198.51.100.1:80",
+    serial=0xABC,
+    backend=Address(socket.AF_INET, "198.51.100.1"),
     dial=0.0001234567,
 )
 
@@ -63,7 +63,7 @@ def zone() -> Iterator[Zone]:
 
 def line(event: Event, logformat: LogFormat = LogFormat.RINETD, *, duration: bool = False) -> str:
     """`event` at NOON in `logformat`, in slot 3."""
-    return line_format(logformat, duration=duration, slot=3)(event, NOON)
+    return line_format(logformat, duration=duration, slot=3, born="3-19a")(event, NOON).decode()
 
 
 # The formats.
@@ -111,8 +111,8 @@ def test_times_are_local(zone: Zone, value: str, local: str, offset: str) -> Non
 def test_a_second_has_its_own_stamp(zone: Zone) -> None:
     """The cached time does not outlive its second, forwards or backwards."""
     zone("UTC0")
-    formatter = line_format(LogFormat.RINETD, duration=False, slot=0)
-    stamps = [formatter(DONE, NOON + shift)[18:20] for shift in (0, 0.5, 1, 0, -1)]
+    formatter = line_format(LogFormat.RINETD, duration=False, slot=0, born="")
+    stamps = [formatter(DONE, NOON + shift)[18:20].decode() for shift in (0, 0.5, 1, 0, -1)]
     assert stamps == ["38", "38", "39", "38", "37"]
 
 
@@ -120,7 +120,7 @@ def test_the_json_format(zone: Zone) -> None:
     """One object per line, UTC with milliseconds, seconds as numbers with six decimals."""
     zone("IST-5:30")
     assert line(DONE, LogFormat.JSON) == (
-        '{"time":"2026-11-21T23:26:38.123000Z","session":"0-abc-1","outcome":"done-remote-closed",'
+        '{"time":"2026-11-21T23:26:38.123000Z","session":"3-19a-abc","outcome":"done-remote-closed",'
         '"forward":"0.0.0.0:8080/tcp","proto":"tcp","client":"192.0.2.7","client_port":40000,'
         '"listen":"0.0.0.0","listen_port":8080,"connect":"www.example","connect_port":80,'
         '"backend":"198.51.100.1:80","bytes_in":5,"bytes_out":9,"duration":1.234568,"dial":0.000123,"slot":3}\n'
@@ -163,8 +163,8 @@ class Book:
         self.log = EventLog(descriptor, self.text, self.row)
         self.count = 0
 
-    def text(self, event: Event, now: float) -> str:
-        return f"{event.client_port:0{self.width - 1}d}\n"
+    def text(self, event: Event, now: float) -> bytes:
+        return b"%0*d\n" % (self.width - 1, event.client_port)
 
     def events(self, count: int) -> None:
         """Log that many more events."""
