@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 DRY, FULL, MORE, END, SOURCE_BROKE, SINK_BROKE = range(6)
 
 BUDGET = 1 << 20
-"""Bytes a pump may move in one turn before the others get theirs: about 0.3 ms at
-the bench's cost of bulk, so a bulk flow adds no more than that to a small request's wait."""
+"""Bytes a pump may move in one turn before the others get theirs, about 0.3 ms at the
+bench's cost of bulk. (relay/choose shortens it for a stream beside small requests.)"""
 
 
 class Tally:

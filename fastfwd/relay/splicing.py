@@ -17,7 +17,6 @@ from fastfwd.relay.copying import copier
 from fastfwd.relay.pipes import PipePool
 from fastfwd.relay.pump import DRY, FULL, MORE, SINK_BROKE, Mover, Pump, Tally
 
-CHUNK: Final = 1 << 20
 FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 CANNOT_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
@@ -39,8 +38,14 @@ def movers(pool: PipePool, tally: Tally) -> tuple[Mover, Mover]:
         return True
 
     copy = copier(promote, tally)
+    seen = runs = 0
 
     def splice(pump: Pump, budget: int) -> int:
+        nonlocal seen, runs
+        if tally.copied != seen:
+            seen = tally.copied
+            runs = 0
+        runs += 1
         pipe = pump.pipe
         if pipe is None:
             pipe = pool.lend()
@@ -53,7 +58,8 @@ def movers(pool: PipePool, tally: Tally) -> tuple[Mover, Mover]:
         read_end = pipe.read_end
         write_end = pipe.write_end
         piped = pump.pending
-        left = budget
+        moved = 0
+        chunk, budget = choose.portion(runs, budget)
         while True:
             # Only into an empty pipe: it would take far more than its size (a slot may hold
             # 64 KiB), all of it kept for a sink that is full. So EAGAIN means dry here.
@@ -61,7 +67,7 @@ def movers(pool: PipePool, tally: Tally) -> tuple[Mover, Mover]:
                 if pump.copy_only:
                     break
                 try:
-                    piped = os_splice(source, write_end, CHUNK, flags=FLAGS)
+                    piped = os_splice(source, write_end, chunk, flags=FLAGS)
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -89,8 +95,8 @@ def movers(pool: PipePool, tally: Tally) -> tuple[Mover, Mover]:
                     pump.pending = piped
                     return SINK_BROKE
                 piped -= n
-                left -= n
-            if left <= 0:
+                moved += n
+            if moved >= budget:
                 pump.pending = 0
                 return MORE
         pump.pending = 0
@@ -99,8 +105,8 @@ def movers(pool: PipePool, tally: Tally) -> tuple[Mover, Mover]:
         if pump.copy_only:
             pump.move = copy
             pump.streak = 0
-            return copy(pump, left)
-        pump.streak = choose.short_runs(pump.streak, budget - left)
+            return copy(pump, budget - moved)
+        pump.streak = choose.short_runs(pump.streak, moved)
         if choose.demote(pump.streak):
             pump.move = copy
             pump.streak = 0

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfwd.relay.choose import BUFFER, DEMOTE_AFTER, PROMOTE_AFTER, demote, promote, short_runs
+from fastfwd.relay.choose import (
+    ALONE,
+    BUFFER,
+    CHUNK,
+    DEMOTE_AFTER,
+    POLITE,
+    PROMOTE_AFTER,
+    SHARE,
+    demote,
+    portion,
+    promote,
+    short_runs,
+)
 
 
 @settings(derandomize=True)
@@ -42,3 +54,15 @@ def test_a_direction_does_not_flap(state: str) -> None:
     """One short run does not send a spliced direction back, one full read does not promote it."""
     assert not demote(short_runs(0, 0)), state
     assert not promote(1)
+
+
+@pytest.mark.parametrize("budget", [1, SHARE, 1 << 20])
+def test_long_streams_alone_take_a_pipe_at_once(budget: int) -> None:
+    """Past ALONE runs without a copy the budget is the caller's, the piece a pipe's size."""
+    assert portion(ALONE + 1, budget) == (CHUNK, budget)
+
+
+@pytest.mark.parametrize(("budget", "share"), [(1, 1), (SHARE, SHARE), (1 << 20, SHARE)])
+def test_long_streams_in_company_take_less(budget: int, share: int) -> None:
+    """Before that the piece is smaller, and the turn ends sooner."""
+    assert portion(ALONE, budget) == (POLITE, share)

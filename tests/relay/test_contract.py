@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastfwd.relay.choose import CHUNK
 from fastfwd.relay.pump import BUDGET, DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE
-from fastfwd.relay.splicing import CHUNK
 from tests import deadline
 from tests.relay.ends import FINAL, MOVERS, Ends, between
 from tests.sockets import PATIENCE, noise, queued, reset

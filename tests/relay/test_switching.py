@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fastfwd.relay.choose import BUFFER, DEMOTE_AFTER, PROMOTE_AFTER
+from fastfwd.relay.choose import ALONE, BUFFER, DEMOTE_AFTER, PROMOTE_AFTER, SHARE
 from fastfwd.relay.pipes import PipePool
 from fastfwd.relay.pump import DRY, END, FULL, MORE, Mover, Tally
 from fastfwd.relay.splicing import movers
@@ -165,3 +165,21 @@ def test_copying_never_holds_a_pipe(pair: dict[str, Mover]) -> None:
             assert ends.pump.pipe is None
         assert ends.pool.lent == 0
         assert ends.receive() == ends.sent
+
+
+def test_copying_for_others_shortens_the_turns_of_a_long_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than SHARE bytes are one turn for a stream that has the worker to itself, and two as soon
+    as something has been copied."""
+    tally = Tally()
+    monkeypatch.setitem(MOVERS, "counted", lambda pool: movers(pool, tally)[1])
+    with between("counted", deep=True) as ends:
+        for _ in range(ALONE):
+            ends.send(b"x")
+            ends.pump.streak = 0
+            assert ends.turn() == DRY
+        ends.send(noise(SHARE + 1000))
+        assert ends.turn() == DRY
+        assert ends.receive() == ends.sent
+        tally.copied += 1
+        ends.send(noise(SHARE + 1000))
+        assert ends.turn() == MORE
