@@ -77,6 +77,8 @@ def haproxy(scenario: str, case: str, *bounds: Bound) -> tuple[Target, Target]:
 TARGETS = (
     Target("bulk", "1 flow", "rinetd", (most("cpu", 0.40),)),
     *haproxy("bulk", "1 flow", most("cpu", 0.90)),
+    Target("bulk", "8 flows", "rinetd", (most("cpu", 0.40),)),
+    *haproxy("bulk", "8 flows", most("cpu", 0.90)),
     Target("bulk", "1 flow", "rinetd", (least("rate", 1.4),)),
     *haproxy("bulk", "1 flow", least("rate", 1.0)),
     *haproxy("requests", "64 connections", most("cpu", 1.05)),
