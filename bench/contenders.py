@@ -316,13 +316,15 @@ def said(pattern: str, *command: str) -> Callable[[], str]:
 
 
 def own_version() -> str:
-    """fastfwd's version, and the commit if this is a checkout."""
+    """fastfwd's version, and the commit if this is a checkout; `-dirty` where the program differs
+    from that. (The bench's own results, written meanwhile, do not count.)"""
     number = run([sys.executable, "-m", "fastfwd", "-v"], 1).split()[-1]
     try:
-        commit = run([needed("git"), "describe", "--always", "--dirty"], 1).strip()
+        commit = run([needed("git"), "describe", "--always"], 1).strip()
+        changed = run([needed("git"), "status", "--porcelain", "--", "fastfwd"], 1).strip()
     except RuntimeError:
         return number
-    return f"{number} ({commit})"
+    return f"{number} ({commit}{'-dirty' if changed else ''})"
 
 
 def kernel() -> str:
