@@ -42,6 +42,11 @@ class Outcome(enum.Enum):
     LOCAL_CONNECT_FAILED = "local-connect-failed -"
     NOT_ALLOWED = "not-allowed"
     DENIED = "denied"
+    # What rinetd lacks, and so has no word for.
+    OVER_LIMIT = "over-limit"
+    OVER_CLIENT_LIMIT = "over-client-limit"
+    IDLE_TIMEOUT = "idle-timeout"
+    HALF_CLOSE_TIMEOUT = "half-close-timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ class Forward:
 
     `timeout` is in seconds and concerns UDP only (rinetd's default is 72);
     `source` is the local address to dial from; `rules` are the access rules that
-    follow the line in the file.
+    follow the line in the file. `max_connections` is its own limit, None for none.
     """
 
     listen: Endpoint
@@ -135,6 +140,7 @@ class Forward:
     timeout: int = 72
     name: str | None = None
     rules: tuple[AccessRule, ...] = ()
+    max_connections: int | None = None
 
     @property
     def label(self) -> str:
@@ -158,6 +164,18 @@ class MetricsAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What protects a forwarder from its clients and its backends. Connections count from
+    accept to close, over all workers; times are in seconds. None: no limit."""
+
+    connections: int | None = None
+    connections_per_client: int | None = None
+    connect_timeout: int = 10
+    idle_timeout: int | None = None
+    half_close_timeout: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, valid by itself (what the host says of it comes later).
 
@@ -177,6 +195,7 @@ class Config:
     user: str | None = None
     group: str | None = None
     metrics: MetricsAddress | None = None
+    limits: Limits = Limits()
     origins: dict[str, Origin] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
 

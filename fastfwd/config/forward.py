@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from fastfwd.config.number import AMOUNT, amount
 from fastfwd.config.resolve import numeric
 from fastfwd.config.wording import expected, quote
 from fastfwd.model import Endpoint, Forward, Origin, Protocol
@@ -53,8 +55,16 @@ def parse_forward(text: str, origin: Origin, *, service: Service, wrong: Say, wa
         say = errors.append
         listen = _endpoint(bind_host, bind_port, service, say, warn)
         target = _endpoint(target_host, target_port, service, say, warn)
-        source, timeout, name = _options(rest, say, warn)
-        forward = Forward(listen, target, origin, source=source, timeout=timeout, name=name)
+        options = _options(rest, say, warn)
+        forward = Forward(
+            listen,
+            target,
+            origin,
+            source=options.source,
+            timeout=options.timeout,
+            name=options.name,
+            max_connections=options.max_connections,
+        )
     for message in errors:
         wrong(message)
     return None if errors else forward
@@ -163,26 +173,36 @@ def _hint(name: str, protocol: Protocol, service: Service) -> str:
     return ""
 
 
-def _options(rest: str, wrong: Say, warn: Say) -> tuple[str | None, int, str | None]:
+@dataclass(slots=True)
+class _Options:
     source: str | None = None
-    timeout = DEFAULT_TIMEOUT
+    timeout: int = DEFAULT_TIMEOUT
     name: str | None = None
+    max_connections: int | None = None
+
+
+def _options(rest: str, wrong: Say, warn: Say) -> _Options:
+    found = _Options()
     seen: set[str] = set()
     for key, value in _pairs(rest, wrong):
         if key in seen:
             warn(f"option {key!r} is repeated, the last one counts")
         seen.add(key)
         if key == "timeout":
-            timeout = _timeout(value, wrong)
+            found.timeout = _timeout(value, wrong)
         elif key == "src":
-            source = _host(value, wrong, warn)
+            found.source = _host(value, wrong, warn)
         elif key == "name":
             if not _NAME.fullmatch(value):
                 wrong(expected("a name of letters, digits and '_.:-'", value))
-            name = value
+            found.name = value
+        elif key == "max-connections":
+            found.max_connections = amount(value)
+            if found.max_connections is None:
+                wrong(expected(AMOUNT, value))
         else:
-            wrong(expected("one of the options 'timeout', 'src', 'name'", key))
-    return source, timeout, name
+            wrong(expected("one of the options 'timeout', 'src', 'name', 'max-connections'", key))
+    return found
 
 
 def _pairs(rest: str, wrong: Say) -> list[tuple[str, str]]:

@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from fastfwd.config.forward import Service, parse_forward
+from fastfwd.config.number import AMOUNT, TIME, amount, seconds
 from fastfwd.config.pattern import is_pattern, never_matches, normalise
 from fastfwd.config.resolve import numeric
 from fastfwd.config.wording import expected, quote
 from fastfwd.model import AccessRule, Config, Forward, LogFormat, MetricsAddress, Origin, Problem
 
 MOST_WORKERS = 1024
+GUARDS = frozenset({"allow", "deny", "user", "group", "max-connections", "max-connections-per-client"})
 LONGEST_PATH = 107  # bytes of sun_path without its NUL, unix(7)
 
 _BLANKS = " \t"
@@ -39,7 +41,7 @@ _CONTROL_NAMES = {"\r": "a lone carriage return", "\f": "a form feed", "\v": "a 
 
 @dataclass(frozen=True, slots=True)
 class GuardProblem(Problem):
-    """An error in a line that guards something (allow, deny, user, group).
+    """An error in a line that guards something (GUARDS).
 
     To skip such a line would open what it was written to close, so a lenient
     `load` does not skip it.
@@ -58,7 +60,8 @@ def parse(data: bytes, file: str, *, service: Service = socket.getservbyname) ->
         The configuration made of the good lines, and every error in file order. Access
         rules that follow a bad forward line belong to it and fall with it. The
         configuration's `origins` are keyed by directive (`logfile`, `pidlogfile`,
-        `workers`, `user`, `group`, `metrics`, `logduration`; `logformat` stands for `logcommon` too).
+        `workers`, `user`, `group`, `metrics`, `logduration`, the limits; `logformat` stands for
+        `logcommon` too).
         Access patterns are in `pattern.normalise`'s spelling.
     """
     reader = _Reader(file, service)
@@ -101,6 +104,13 @@ class _Reader:
             "user": self.user,
             "group": self.group,
             "metrics": self.metrics,
+            "max-connections": lambda rest: self.limit("max-connections", "connections", rest),
+            "max-connections-per-client": lambda rest: self.limit(
+                "max-connections-per-client", "connections_per_client", rest
+            ),
+            "connect-timeout": lambda rest: self.time("connect-timeout", "connect_timeout", rest),
+            "idle-timeout": lambda rest: self.time("idle-timeout", "idle_timeout", rest),
+            "half-close-timeout": lambda rest: self.time("half-close-timeout", "half_close_timeout", rest),
         }
 
     def config(self) -> Config:
@@ -145,7 +155,7 @@ class _Reader:
         complete = _MEANS_FORWARD.match(body) is not None
         meant = None if complete else _directive_meant(word, self.directives)
         if meant is not None:
-            say = self.breach if meant in ("allow", "deny", "user", "group") else self.wrong
+            say = self.breach if meant in GUARDS else self.wrong
             say(f"expected a forward or a directive, found {quote(body)} (did you mean {meant!r}?)")
             return
         if complete:
@@ -239,6 +249,26 @@ class _Reader:
         if name is not None:
             self.set("group")
             self.settings = replace(self.settings, group=name)
+
+    def limit(self, directive: str, field: str, rest: str) -> None:
+        word = self.argument(rest, AMOUNT, self.breach)
+        if word is None:
+            return
+        if (number := amount(word)) is None:
+            self.breach(expected(AMOUNT, word))
+            return
+        self.set(directive)
+        self.settings = replace(self.settings, limits=replace(self.settings.limits, **{field: number}))
+
+    def time(self, directive: str, field: str, rest: str) -> None:
+        word = self.argument(rest, TIME, self.wrong)
+        if word is None:
+            return
+        if (number := seconds(word)) is None:
+            self.wrong(expected(TIME, word))
+            return
+        self.set(directive)
+        self.settings = replace(self.settings, limits=replace(self.settings.limits, **{field: number}))
 
     def metrics(self, rest: str) -> None:
         what = "'ADDRESS:PORT' or 'unix:/path'"

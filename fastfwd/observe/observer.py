@@ -59,9 +59,16 @@ OUTCOMES: Final = {
     "local-socket-failed": ForwardCell.CLOSED_SOCKET,
     "local-bind-failed": ForwardCell.CLOSED_BIND,
     "local-connect-failed": ForwardCell.CLOSED_CONNECT,
+    "idle-timeout": ForwardCell.CLOSED_IDLE,
+    "half-close-timeout": ForwardCell.CLOSED_HALF_CLOSED,
     "worker-died": ForwardCell.CLOSED_DIED,
 }
-DENIALS: Final = {"not_allowed": ForwardCell.NOT_ALLOWED, "denied": ForwardCell.DENIED}
+DENIALS: Final = {
+    "not_allowed": ForwardCell.NOT_ALLOWED,
+    "denied": ForwardCell.DENIED,
+    "limit": ForwardCell.OVER_LIMIT,
+    "client_limit": ForwardCell.OVER_CLIENT_LIMIT,
+}
 CONNECT_FAILURES: Final = {
     "refused": ForwardCell.REFUSED,
     "timeout": ForwardCell.TIMEOUT,

@@ -124,34 +124,39 @@ class ForwardCell(enum.IntEnum):
     CLOSED_SOCKET = 2
     CLOSED_BIND = 3
     CLOSED_CONNECT = 4
-    CLOSED_DIED = 5
+    CLOSED_IDLE = 5
+    CLOSED_HALF_CLOSED = 6
+    CLOSED_DIED = 7
     """Written by the supervisor, when the slot has no worker: see Scoreboard.settle."""
-    ACCEPTED = 6
+    ACCEPTED = 8
     """Connections let in: one cell of CLOSED_* counts the end of each. Whoever reads the row
     in order reads it after them: one that begins and ends in between does no harm."""
-    OPENED = 7
+    OPENED = 9
     """Those for which a first dial was begun."""
-    RECEIVED = 8
-    SENT = 9
+    RECEIVED = 10
+    SENT = 11
     """Bytes from clients, to clients."""
-    NOT_ALLOWED = 10
-    DENIED = 11
-    CONNECTS = 12
+    NOT_ALLOWED = 12
+    DENIED = 13
+    OVER_LIMIT = 14
+    OVER_CLIENT_LIMIT = 15
+    """Connections that were not let in, by reason."""
+    CONNECTS = 16
     """Dials, one per address tried."""
-    REFUSED = 13
-    TIMEOUT = 14
-    UNREACHABLE = 15
-    RESET = 16
-    RESOLVE = 17
-    LOCAL = 18
+    REFUSED = 17
+    TIMEOUT = 18
+    UNREACHABLE = 19
+    RESET = 20
+    RESOLVE = 21
+    LOCAL = 22
     """Dials that failed, by reason."""
-    DURATION = 19
-    CONNECT_TIME = 30
+    DURATION = 23
+    CONNECT_TIME = 34
     """Histograms: see DURATION and CONNECT_TIME below."""
-    QUEUE_LENGTH = 48
-    QUEUE_LIMIT = 49
+    QUEUE_LENGTH = 56
+    QUEUE_LIMIT = 57
     """The listener's accept queue."""
-    RESOLVED = 50
+    RESOLVED = 58
     """When the target's name was last looked up with success; in slot 0's row."""
 
 
@@ -164,7 +169,7 @@ CONNECT_TIME: Final = Histogram(
 SUPERVISOR_ROW: Final = 2 * LINE
 SLOT_ROW: Final = 4 * LINE
 WATCH_ROW: Final = LINE
-FORWARD_ROW: Final = 7 * LINE
+FORWARD_ROW: Final = 8 * LINE
 """Cells per row of each kind."""
 
 CLOSED: Final = range(ForwardCell.CLOSED_LOCAL, ForwardCell.CLOSED_DIED + 1)
@@ -232,11 +237,16 @@ class Scoreboard:
             self.forward(number, slot)[:] = memoryview(bytes(FORWARD_ROW * CELL)).cast("Q")
 
     def protect(self) -> None:
-        """Make it read-only in this process: a store is a SIGSEGV from now on. Raises OSError."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(len(self._map)), PROT_READ) != 0:
-            raise OSError(ctypes.get_errno(), f"mprotect: {os.strerror(ctypes.get_errno())}")
+        """Make it read-only in this process. Raises OSError."""
+        protect(self._map)
+
+
+def protect(area: mmap.mmap) -> None:
+    """Make a mapping read-only in this process: a store is a SIGSEGV from now on. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(len(area)), PROT_READ) != 0:
+        raise OSError(ctypes.get_errno(), f"mprotect: {os.strerror(ctypes.get_errno())}")
 
 
 def active(row: memoryview) -> int:

@@ -19,6 +19,7 @@ from fastfwd.channel import Channel, ChannelError, ChannelHandler, Message, pair
 from fastfwd.observe.scoreboard import Scoreboard
 from fastfwd.supervisor.restart import after_death
 from fastfwd.worker import main as worker
+from fastfwd.worker.limits import Census
 from fastfwd.worker.privileges import Account, drop
 
 RESOLVER: Final = -1
@@ -88,6 +89,7 @@ class Children:
     account: Account | None
     abandon: Callable[[], None]
     scoreboard: Scoreboard
+    census: Census
     living: dict[int, Child] = field(default_factory=dict)
     _slots: dict[int, _Slot] = field(default_factory=dict)
 
@@ -193,6 +195,8 @@ class Children:
             for sibling in self.living.values():
                 sibling.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+            if slot < 0:
+                self.census.abandon()
             if slot == RESOLVER:
                 status = resolver.main(theirs, self.account)
             elif slot == EXPORTER:
@@ -201,7 +205,7 @@ class Children:
 
                 status = exporter.main(theirs, self.scoreboard, partial(drop, self.account))
             else:
-                status = worker.main(slot, theirs, self.scoreboard, self.account)
+                status = worker.main(slot, theirs, self.scoreboard, self.census, self.account)
         except BaseException:
             status = 1
             log.critical("process %d failed", os.getpid(), exc_info=True)

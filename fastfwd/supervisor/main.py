@@ -35,6 +35,7 @@ from fastfwd.supervisor.pidfile import PidFile, PidFileError
 from fastfwd.supervisor.reload import Phase, Reload
 from fastfwd.supervisor.setup import Setup
 from fastfwd.supervisor.signals import Signals
+from fastfwd.worker.limits import Census
 from fastfwd.worker.main import CANNOT_START, Entry, Table
 from fastfwd.worker.privileges import account
 
@@ -81,13 +82,16 @@ class Supervisor:
         config = load(options.file, lenient=options.lenient, directory=options.directory)
         slots = config.workers or host.usable_processors()
         self.scoreboard = Scoreboard(slots, len(config.forwards) + SPARE)
+        self.census = Census(slots)
         self.books = Books(self.scoreboard)
         self.setup = Setup(config, [], self.books.assign(config, {}), 1)
         self.listeners = Listeners(slots)
         self.metrics = MetricsPort()
         self.names = Names(self._ask_resolver)
         self.signals = Signals()
-        self.children = Children(account(config.user, config.group), self._abandon, self.scoreboard)
+        self.children = Children(
+            account(config.user, config.group), self._abandon, self.scoreboard, self.census
+        )
         self._pidfile: PidFile | None = None
         self._last_generation = self.setup.generation
         self._reload: Reload | None = None
@@ -342,6 +346,7 @@ class Supervisor:
             config.logformat,
             config.logduration,
             host.ephemeral_ports(),
+            config.limits,
         )
         child.channel.send({"op": "prepare", "table": table}, descriptors)
 
@@ -378,6 +383,7 @@ class Supervisor:
             planned = self._stop_by is not None or (code == 0 and not wanted)
             if child.slot >= 0:
                 self.books.died(death, self.setup.numbers.values(), planned=planned)
+                self.census.parts[child.slot].clear()
             if not wanted:
                 self.children.forget(child.slot)
             if planned:

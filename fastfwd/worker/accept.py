@@ -1,8 +1,8 @@
 """Clients come in: one Listener per forward, accepting in batches.
 
 worker/main makes the listeners from the table the supervisor sends; the loop calls
-`event`. A listener judges the client (worker/access) and hands it to a dial. It must
-never close its socket's kernel queue unread: see `empty`.
+`event`. A listener judges the client (worker/access, worker/limits) and hands it to a
+dial. It must never close its socket's kernel queue unread: see `empty`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 
 # The C class under socket.socket: no Python-level accept and close.
 from _socket import socket as Socket  # noqa: N812
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from fastfwd.model import Forward, Outcome
@@ -28,6 +29,16 @@ BATCH: Final = 16
 
 ACCEPTED: Final = int(ForwardCell.ACCEPTED)
 
+REFUSED: Final = {
+    Outcome.NOT_ALLOWED: ForwardCell.NOT_ALLOWED,
+    Outcome.DENIED: ForwardCell.DENIED,
+    Outcome.OVER_LIMIT: ForwardCell.OVER_LIMIT,
+    Outcome.OVER_CLIENT_LIMIT: ForwardCell.OVER_CLIENT_LIMIT,
+}
+
+ACCESS: Final = frozenset({Outcome.NOT_ALLOWED, Outcome.DENIED})
+"""Refusals by rinetd's rules, which rinetd logs each."""
+
 
 class Listener:
     """One bound socket of one forward in this worker's slot, and what its sessions need
@@ -42,15 +53,17 @@ class Listener:
         judge: Judge | None,
         target: Target,
         row: memoryview,
+        active: Callable[[], int],
     ) -> None:
         """Accept for `forward` on `sock` (listening, non-blocking; the caller's), and count in
-        `row`, the forward's on the scoreboard."""
+        `row`, the forward's on the scoreboard; `active()` is the sum over all workers' rows."""
         self.worker = worker
         self.forward = forward
         self.sock = sock
         self.judge = judge
         self.target = target
         self.row = row
+        self.active = active
 
     def event(self, mask: int) -> int:
         """Accept a batch. Returns how many connections there were."""
@@ -77,7 +90,12 @@ class Listener:
             if self.judge is not None and (refusal := self.judge(address)) is not None:
                 self._refuse(client, address, peer[1], refusal)
                 continue
-            self.row[ACCEPTED] += 1
+            admission = self.worker.admission
+            if admission is None:
+                self.row[ACCEPTED] += 1
+            elif refusal := admission.admit(address, self.row, self.forward.max_connections, self.active):
+                self._refuse(client, address, peer[1], refusal)
+                continue
             Dial(self, client, descriptor, address, peer[1]).attempt()
         return BATCH
 
@@ -88,10 +106,11 @@ class Listener:
             pass
 
     def _refuse(self, client: Socket, address: str, port: int, outcome: Outcome) -> None:
-        self.row[ForwardCell.DENIED if outcome is Outcome.DENIED else ForwardCell.NOT_ALLOWED] += 1
+        self.row[REFUSED[outcome]] += 1
         worker = self.worker
         worker.loop.closing.append(client)
-        if worker.log is not None:
+        # A flood over a limit must not become one of the log, too.
+        if worker.log is not None and (outcome in ACCESS or worker.may_tell()):
             worker.log.event(Event(self.forward, outcome, address, port, serial=worker.next_serial()))
 
 

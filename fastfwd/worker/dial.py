@@ -25,10 +25,6 @@ from fastfwd.worker.session import READ, READABLE, Session
 if TYPE_CHECKING:
     from fastfwd.worker.accept import Listener
 
-CONNECT_TIMEOUT: Final = 10.0
-"""Seconds per address. Without it a blackholed backend holds its client for the 127 s
-of the kernel's six SYN retries."""
-
 PATIENCE: Final = 1.0
 """Seconds a dial may take before its client is registered with epoll: most never are,
 which saves a wake-up per connection."""
@@ -242,7 +238,8 @@ class Dial:
         worker.overdue.add(self, worker.loop.now)
 
     def timed_out(self) -> None:
-        """CONNECT_TIMEOUT is over for this address."""
+        """`connect-timeout` is over for this address. (Without one a blackholed backend holds its
+        client for the 127 s of the kernel's six SYN retries.)"""
         self._try_another(ForwardCell.TIMEOUT)
 
     def end(self, outcome: Outcome) -> None:
@@ -252,6 +249,8 @@ class Dial:
         self._drop_backend()
         worker.loop.handlers.pop(self.client_fd, None)
         worker.loop.closing.append(self.client)
+        if worker.admission is not None:
+            worker.admission.leave(self.peer)
         self._count(CLOSED[outcome])
         DURATION.observe(self.listener.row, worker.loop.now - self.started)
         self._log(outcome)

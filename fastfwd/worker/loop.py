@@ -19,6 +19,10 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 GRANULARITY: Final = 0.05
 """Seconds between two looks at the timers; every limit here is much longer."""
 
+BURST: Final = 512
+"""Items that one look expires: thousands that are due together must not stop the rest for longer
+than a few milliseconds."""
+
 BEAT: Final = 1.0
 """Seconds an idle loop sleeps at most, so that its heartbeat goes on."""
 
@@ -59,8 +63,10 @@ class TimerQueue(Generic[Item]):
         self.due.pop(item, None)
 
     def run(self, now: float) -> None:
-        """Expire what is due. An item is removed before its callback runs."""
-        while self.due:
+        """Expire what is due, at most BURST of it. An item is removed before its callback runs."""
+        left = BURST
+        while self.due and left:
+            left -= 1
             item = next(iter(self.due))
             if self.due[item] > now:
                 return
@@ -102,6 +108,10 @@ class Loop:
         queue = TimerQueue(seconds, expired)
         self._queues.append(queue)  # type: ignore[arg-type]
         return queue
+
+    def retire(self, queue: TimerQueue[Item]) -> None:
+        """Nothing of `queue`, made by `timer`, expires any more."""
+        self._queues = [each for each in self._queues if each is not queue]
 
     def watch(self, descriptor: int, mask: int, handler: Handler) -> None:
         """Call `handler(mask)` when `descriptor` is ready for any of `mask` (select.EPOLL*).

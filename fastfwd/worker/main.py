@@ -18,10 +18,11 @@ import signal
 import time
 from _socket import socket as Socket  # noqa: N812
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from fastfwd.channel import Channel, Message
-from fastfwd.model import AccessRule, Address, Forward, LogFormat, Outcome
+from fastfwd.model import AccessRule, Address, Forward, Limits, LogFormat, Outcome
 from fastfwd.observe.eventlog import Event, EventLog, line_format
 from fastfwd.observe.scoreboard import LAG, Cell, Scoreboard
 from fastfwd.relay.copying import discarder
@@ -30,12 +31,19 @@ from fastfwd.relay.pump import Tally
 from fastfwd.relay.splicing import movers
 from fastfwd.worker.accept import Listener
 from fastfwd.worker.access import compile_rules
-from fastfwd.worker.dial import CONNECT_TIMEOUT, PATIENCE, STREAM, Dial, Target
-from fastfwd.worker.loop import GRANULARITY, Loop
+from fastfwd.worker.dial import PATIENCE, STREAM, Dial, Target
+from fastfwd.worker.limits import Admission, Census
+from fastfwd.worker.loop import GRANULARITY, Loop, TimerQueue
 from fastfwd.worker.privileges import Account, PrivilegeError, drop
 from fastfwd.worker.session import LINGER, Abort, Session
 
 HEARTBEAT: Final = int(Cell.HEARTBEAT)  # an enum's attribute costs 0.05 µs more, every turn
+
+LOOKS: Final = 8
+"""How often a session is looked at during the silence that it may keep."""
+
+TOLD: Final = 10
+"""Log lines per second about clients that were over a limit. All are counted."""
 
 PAUSE: Final = 0.25
 """Seconds without accepting after the process or the system ran out of room."""
@@ -84,15 +92,17 @@ class Table:
     logformat: LogFormat
     logduration: bool
     ephemeral: range
+    limits: Limits
 
 
 class Worker:
     """State of the process; the rest of the package works on it."""
 
-    def __init__(self, slot: int, channel: Channel, scoreboard: Scoreboard) -> None:
+    def __init__(self, slot: int, channel: Channel, scoreboard: Scoreboard, census: Census) -> None:
         """The worker of `slot`, talking to the supervisor over `channel`, its figures in
-        the slot's rows of the `scoreboard`."""
+        the slot's rows of the `scoreboard`, its clients in its part of the `census`."""
         self.slot = slot
+        self.census = census
         self.channel = channel
         self.scoreboard = scoreboard
         self.row = scoreboard.row(slot)
@@ -107,14 +117,21 @@ class Worker:
         self.dials: set[Dial] = set()
         self.stranded: list[Dial] = []
         """Dials that found no descriptor left; they go on when accepting does."""
+        self.limits = Limits()
+        self.admission: Admission | None = None
+        """None where no limit on connections makes anybody count them."""
+        self.silence: TimerQueue[Session] | None = None
+        """Where a session may not be silent for ever, all of them."""
+        self._told = 0
+        self._telling = 0.0
         self._serial = 0
         self.patience = self.loop.timer(PATIENCE, Dial.waited)
-        self.overdue = self.loop.timer(CONNECT_TIMEOUT - PATIENCE, Dial.timed_out)
+        self.overdue = self.loop.timer(self.limits.connect_timeout - PATIENCE, Dial.timed_out)
         self.lingering = self.loop.timer(LINGER, Session.close)
         self._aborts = self.loop.timer(GRANULARITY, self._try_abort)
         self._paused = self.loop.timer(PAUSE, self._resume)
         self._listeners: dict[str, Listener] = {}
-        self._prepared: tuple[int, dict[str, Listener], EventLog | None] | None = None
+        self._prepared: tuple[int, dict[str, Listener], EventLog | None, Limits] | None = None
         self._draining = False
         self._complained = -60.0
         self._paused_at = 0.0
@@ -143,6 +160,13 @@ class Worker:
         each 33 bytes or more, of 1,100."""
         owners = (getattr(handler, "__self__", None) for handler in self.loop.handlers.values())
         return list({owner for owner in owners if isinstance(owner, Session)})
+
+    def may_tell(self) -> bool:
+        """Whether one more line about a client over a limit may be logged in this second."""
+        if self.loop.now >= self._telling + 1.0:
+            self._telling, self._told = self.loop.now, 0
+        self._told += 1
+        return self._told <= TOLD
 
     def forget_dial(self, dial: Dial) -> None:
         """`dial` has ended, in a session or without one."""
@@ -225,7 +249,7 @@ class Worker:
         for entry in table.entries:
             sock = _adopt(next(arrived)) if entry.fresh else self._listeners[entry.key].sock
             listeners[entry.key] = self._listener(entry, sock, table)
-        self._prepared = (table.generation, listeners, event_log)
+        self._prepared = (table.generation, listeners, event_log, table.limits)
         self.channel.send({**answer, "error": None})
 
     def _listener(self, entry: Entry, sock: Socket, table: Table) -> Listener:
@@ -235,14 +259,16 @@ class Worker:
         # Only a target among the kernel's own source ports can be dialled by itself.
         target.self_connect = target.port in table.ephemeral
         judge = compile_rules((table.rules, forward.rules))
-        return Listener(self, forward, sock, judge, target, self.scoreboard.forward(entry.row, self.slot))
+        row = self.scoreboard.forward(entry.row, self.slot)
+        return Listener(self, forward, sock, judge, target, row, partial(self.scoreboard.active, entry.row))
 
     def _commit(self) -> None:
         if self._prepared is None:
             return
         old = self._listeners
-        generation, self._listeners, event_log = self._prepared
+        generation, self._listeners, event_log, limits = self._prepared
         self._prepared = None
+        self._limit(limits)
         if self.log is not None:
             self.log.close()
         self.log = event_log
@@ -263,6 +289,31 @@ class Worker:
                 self._serve(listener)
         self.channel.send({"op": "serving", "generation": generation})
 
+    def _limit(self, limits: Limits) -> None:
+        """Have `limits`, and those of the present listeners, hold from now on. Those who are here
+        are gone through only if they were not counted, or watched, like that before."""
+        before, self.limits = self.limits, limits
+        # What waits already keeps its time, and what comes now waits behind it.
+        self.overdue.seconds = max(0.0, limits.connect_timeout - PATIENCE)
+        own = any(each.forward.max_connections for each in self._listeners.values())
+        if not (own or limits.connections or limits.connections_per_client):
+            self.admission = None
+        elif self.admission is None or (limits.connections_per_client and not before.connections_per_client):
+            clients = [each.peer for each in self.sessions()] + [each.peer for each in self.dials]
+            self.admission = Admission(self.census, self.slot, limits, clients)
+        else:
+            self.admission.limits = limits
+        times = [each for each in (limits.idle_timeout, limits.half_close_timeout) if each is not None]
+        if times and self.silence is not None and self.silence.seconds == min(times) / LOOKS:
+            return
+        if self.silence is not None:
+            self.loop.retire(self.silence)
+            self.silence = None
+        if times:
+            self.silence = self.loop.timer(min(times) / LOOKS, Session.look)
+            for session in self.sessions():
+                self.silence.add(session, self.loop.now)
+
     def _reopen(self, descriptors: list[int] | None) -> None:
         if descriptors and self.log is not None:
             self.log.reopen(descriptors[0])
@@ -272,7 +323,7 @@ class Worker:
     def _forget_prepared(self) -> None:
         if self._prepared is None:
             return
-        _, listeners, event_log = self._prepared
+        _, listeners, event_log, _ = self._prepared
         self._prepared = None
         serving = {listener.sock for listener in self._listeners.values()}
         for listener in listeners.values():
@@ -375,14 +426,14 @@ def _adopt(descriptor: int) -> Socket:
     return Socket(sock.family, STREAM, 0, sock.detach())
 
 
-def main(slot: int, channel: Channel, scoreboard: Scoreboard, account: Account | None) -> int:
+def main(slot: int, channel: Channel, scoreboard: Scoreboard, census: Census, account: Account | None) -> int:
     """Be the worker of `slot` in this freshly forked process, as `account`. Returns the
     exit status."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all of us
     with open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write(f"fastfwd-w{slot}")
-    worker = Worker(slot, channel, scoreboard)
+    worker = Worker(slot, channel, scoreboard, census)
     worker.pool.fill(FILL)
     try:
         drop(account)

@@ -38,6 +38,11 @@ SENT: Final = int(ForwardCell.SENT)
 CLOSED_LOCAL: Final = int(ForwardCell.CLOSED_LOCAL)
 CLOSED_REMOTE: Final = int(ForwardCell.CLOSED_REMOTE)
 
+TIMED_OUT: Final = {
+    Outcome.IDLE_TIMEOUT: ForwardCell.CLOSED_IDLE,
+    Outcome.HALF_CLOSE_TIMEOUT: ForwardCell.CLOSED_HALF_CLOSED,
+}
+
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 BYTES: Final = int(select.EPOLLIN)
 BYTES_AND_ROOM: Final = int(select.EPOLLIN | select.EPOLLOUT)
@@ -91,7 +96,9 @@ class Session:
         "outcome",
         "peer",
         "row",
+        "seen",
         "serial",
+        "silent_since",
         "started",
         "up",
     )
@@ -122,6 +129,9 @@ class Session:
         """The side that is known to have been reset although its reads may end cleanly."""
         self.open = True
         self.lingering = False
+        self.seen = -1
+        self.silent_since = 0.0
+        """What `look` has seen last, and since when."""
 
     def begin(self, mask: int, *, broken: bool, client_watched: bool) -> None:
         """Start relaying. `mask` is what epoll said of the backend besides "connected";
@@ -130,6 +140,8 @@ class Session:
         worker = self.listener.worker
         loop = worker.loop
         worker.open_sessions += 1
+        if worker.silence is not None:
+            worker.silence.add(self, loop.now)
         loop.handlers[self.client_fd] = self.client_event
         loop.handlers[self.backend_fd] = self.backend_event
         if broken:
@@ -232,6 +244,10 @@ class Session:
         worker.open_sessions -= 1
         if self.lingering:
             worker.lingering.discard(self)
+        if worker.silence is not None:
+            worker.silence.discard(self)
+        if worker.admission is not None:
+            worker.admission.leave(self.peer)
         handlers = worker.loop.handlers
         handlers.pop(self.client_fd, None)
         handlers.pop(self.backend_fd, None)
@@ -243,13 +259,19 @@ class Session:
         worker.loop.closing.append(self.backend)
         duration = worker.loop.now - self.started
         row = self.row
-        row[CLOSED_REMOTE if self.outcome is Outcome.DONE_REMOTE_CLOSED else CLOSED_LOCAL] += 1
+        outcome = self.outcome or Outcome.DONE_LOCAL_CLOSED
+        if outcome is Outcome.DONE_REMOTE_CLOSED:
+            row[CLOSED_REMOTE] += 1
+        elif outcome is Outcome.DONE_LOCAL_CLOSED:
+            row[CLOSED_LOCAL] += 1
+        else:
+            row[TIMED_OUT[outcome]] += 1
         DURATION.observe(row, duration)
         if worker.log is not None:
             worker.log.event(
                 Event(
                     listener.forward,
-                    self.outcome or Outcome.DONE_LOCAL_CLOSED,
+                    outcome,
                     self.peer,
                     self.client_port,
                     up.taken,
@@ -285,6 +307,29 @@ class Session:
         abort(self.client)
         abort(self.backend)
         self.close()
+
+    def look(self) -> None:
+        """Now and then, where silence has a limit: end the session if nothing has moved for that
+        long. Comparing what has moved costs the bytes nothing; it makes the limit late by up
+        to two looks."""
+        worker = self.listener.worker
+        limits, now = worker.limits, worker.loop.now
+        up, down = self.up, self.down
+        half_closed = END in (up.verdict, down.verdict)
+        moved = 2 * (up.taken + up.given + down.taken + down.given) + half_closed
+        limit = limits.idle_timeout
+        if half_closed and limits.half_close_timeout is not None:
+            limit = limits.half_close_timeout
+        if moved != self.seen:
+            self.seen = moved
+            self.silent_since = now
+        elif limit is not None and now - self.silent_since >= limit:
+            shorter = half_closed and limit is limits.half_close_timeout
+            self.outcome = Outcome.HALF_CLOSE_TIMEOUT if shorter else Outcome.IDLE_TIMEOUT
+            self.stop()
+            return
+        assert worker.silence is not None  # or nobody would look
+        worker.silence.add(self, now)
 
     def _again(self, pump: Pump) -> None:
         if self.open and pump.verdict == MORE:

@@ -66,6 +66,8 @@ def _forward(forward: Forward) -> str:
     text = f"{forward.origin.line}: {forward.listen} -> {forward.target}, timeout {forward.timeout}"
     if forward.source is not None:
         text += f", source {forward.source}"
+    if forward.max_connections is not None:
+        text += f", max-connections {forward.max_connections}"
     return text if forward.name is None else f"{text}, name {forward.name}"
 
 
@@ -79,6 +81,11 @@ def _settings(config: Config) -> list[str]:
         "user": config.user,
         "group": config.group,
         "metrics": config.metrics,
+        "max-connections": config.limits.connections,
+        "max-connections-per-client": config.limits.connections_per_client,
+        "connect-timeout": config.limits.connect_timeout,
+        "idle-timeout": config.limits.idle_timeout,
+        "half-close-timeout": config.limits.half_close_timeout,
     }
     return [f"{line.line}: {name} {values[name]}" for name, line in config.origins.items()]
 

@@ -415,13 +415,13 @@ def test_figures_are_over_all_slots(board: Scoreboard, observer: Observer) -> No
         cells = board.forward(0, slot)
         for cell in ForwardCell:
             cells[cell] = 10**slot
-        cells[ForwardCell.ACCEPTED] = 50
+        cells[ForwardCell.ACCEPTED] = 100
     found = forward(observer)
-    assert (found.accepted, found.opened, found.received_bytes, found.sent_bytes) == (100, 11, 11, 11)
+    assert (found.accepted, found.opened, found.received_bytes, found.sent_bytes) == (200, 11, 11, 11)
     assert found.connects == 11
     assert set(found.closed.values()) == set(found.denied.values()) == {11}
     assert set(found.connect_failures.values()) == {11}
-    assert found.active == 100 - 6 * 11
+    assert found.active == 200 - 8 * 11
     assert [(queue.slot, queue.length, queue.limit) for queue in found.queues] == [(0, 1, 1), (1, 10, 10)]
 
 
@@ -436,10 +436,20 @@ def test_figures_are_over_all_slots(board: Scoreboard, observer: Observer) -> No
                 "local-socket-failed": ForwardCell.CLOSED_SOCKET,
                 "local-bind-failed": ForwardCell.CLOSED_BIND,
                 "local-connect-failed": ForwardCell.CLOSED_CONNECT,
+                "idle-timeout": ForwardCell.CLOSED_IDLE,
+                "half-close-timeout": ForwardCell.CLOSED_HALF_CLOSED,
                 "worker-died": ForwardCell.CLOSED_DIED,
             },
         ),
-        ("denied", {"not_allowed": ForwardCell.NOT_ALLOWED, "denied": ForwardCell.DENIED}),
+        (
+            "denied",
+            {
+                "not_allowed": ForwardCell.NOT_ALLOWED,
+                "denied": ForwardCell.DENIED,
+                "limit": ForwardCell.OVER_LIMIT,
+                "client_limit": ForwardCell.OVER_CLIENT_LIMIT,
+            },
+        ),
         (
             "connect_failures",
             {

@@ -1,0 +1,39 @@
+"""Amounts and times as a configuration writes them.
+
+Called by parse and forward. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+MOST: Final = 10_000_000
+"""The largest amount of connections: no machine has more ports and memory."""
+
+LONGEST: Final = 2**31 - 1
+"""Seconds: 68 years, and still a C int."""
+
+AMOUNT: Final = f"a number from 1 to {MOST}"
+TIME: Final = "a time such as 30 (seconds), 90s, 5m, 2h or 1d"
+"""What should have stood there, for messages."""
+
+UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+_TIME: Final = re.compile(r"0*([1-9][0-9]{0,9})([smhd]?)")
+_AMOUNT: Final = re.compile(r"0*([1-9][0-9]{0,7})")
+
+
+def amount(text: str) -> int | None:
+    """How many, 1 to MOST; None for anything else."""
+    match = _AMOUNT.fullmatch(text)
+    return None if match is None or int(match[1]) > MOST else int(match[1])
+
+
+def seconds(text: str) -> int | None:
+    """A time of 1 s to LONGEST, in seconds; None for anything else."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    number = int(match[1]) * UNITS[match[2]]
+    return number if number <= LONGEST else None
