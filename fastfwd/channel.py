@@ -33,6 +33,10 @@ LIMIT_DOWN: Final = 64 << 20
 LIMIT_UP: Final = 64 << 10
 """Longest payload in bytes: a table of a hundred thousand forwards down, a traceback up."""
 
+DEPTH: Final = 3
+"""How deep a message from below is nested at most: a dict of lists of pairs, in an answer with
+addresses. What is nested a thousand deep can be read, but not shown: its repr is a RecursionError."""
+
 READS: Final = 64
 """Reads per `receive`: a child that never stops talking must not hold the supervisor."""
 
@@ -180,7 +184,15 @@ class Channel:
             raise ChannelError(str(error)) from error
         if not isinstance(message, dict):
             raise ChannelError(f"a {type(message).__name__} instead of a message")
+        if not self._trusted and not _shallow(message, DEPTH):
+            raise ChannelError(f"a message nested more than {DEPTH} deep")
         return message
+
+
+def _shallow(value: object, levels: int) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return not isinstance(value, list) or (levels > 0 and all(_shallow(each, levels - 1) for each in value))
 
 
 class ChannelHandler(logging.Handler):

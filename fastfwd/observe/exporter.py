@@ -170,7 +170,6 @@ def main(channel: Channel, scoreboard: Scoreboard, become: Callable[[], None]) -
     for accept in ("", "application/openmetrics-text; version=1.0.0"):
         exporter.answer(Request("/metrics", "", {"accept": accept}))
     become()
-    scoreboard.protect()
     gc.collect()
     gc.freeze()
     asyncio.run(exporter.run())

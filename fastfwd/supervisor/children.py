@@ -197,6 +197,7 @@ class Children:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
             if slot < 0:
                 self.census.abandon()
+                self.scoreboard.protect()
             if slot == RESOLVER:
                 status = resolver.main(theirs, self.account)
             elif slot == EXPORTER:

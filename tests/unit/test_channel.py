@@ -312,6 +312,8 @@ def frame(payload: bytes, count: int = 0) -> bytes:
         frame(b'{"op": "\\ud800"}'),
         frame(b"[" * 100_000),
         frame(b'{"a":' * 5000),
+        frame(b'{"op":' + b"[" * 1000 + b"]" * 1000 + b"}"),
+        frame(b'{"op":[[[[]]]]}'),
         frame(pickle.dumps({"op": "ready"})),
         HEADER.pack(LIMIT_UP + 1, 0),
         HEADER.pack(2**32 - 1, 2**32 - 1),
