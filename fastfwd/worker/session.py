@@ -73,6 +73,9 @@ PEER_GONE: Final = frozenset(
 )
 """Errors that say the connection itself is over; any other is our side's trouble with it."""
 
+BYTES_RECEIVED: Final = struct.Struct("128xQ")
+"""tcpi_bytes_received, and what is before it in linux/tcp.h's struct tcp_info."""
+
 LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 
@@ -376,10 +379,9 @@ class Session:
             return
         other = self._other(pump)
         release(pump, worker.pool)
-        if pump.error != errno.EPIPE and other.verdict < END:
+        if other.verdict < END and not finished(pump.sink, other.taken):
             # The reset came without a FIN before it, and our send has taken the error
-            # off the socket: its reads will end cleanly all the same. After EPIPE the
-            # FIN had come, and what is left to read is complete.
+            # off the socket: its reads will end cleanly all the same.
             self.broken = pump.sink
         # What is left of a broken side is read to its end, and its last bytes must not wait for
         # a shutdown: what follows may be a reset.
@@ -412,6 +414,17 @@ def announce(pump: Pump, mask: int) -> None:
         pump.to_end = True
     else:
         pump.fin = True
+
+
+def finished(sock: Socket, taken: int) -> bool:
+    """Whether the peer of `sock`, from which `taken` bytes were read, has sent its FIN, also before a
+    reset: then what is left to read is complete. No errno tells. EPIPE means that, or that
+    splice(2), after some bytes, has met ECONNRESET and kept it to itself. But a FIN counts as a
+    byte received (RFC 9293, 3.4; tcp(7), TCP_INFO)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED.size)
+    received: int = BYTES_RECEIVED.unpack(info)[0]
+    waiting: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0]
+    return received > taken + waiting
 
 
 class Abort:

@@ -211,7 +211,8 @@ class Flow:
     """A transfer from a client that sends all the time to a backend that the test plays, brought
     to the point where it is spliced, and stalled with bytes in its pipe."""
 
-    def __init__(self, worker: int, connection: socket.socket) -> None:
+    def __init__(self, worker: int, sending: Sending, connection: socket.socket) -> None:
+        self.sending = sending
         self.connection = connection
         self.received = bytearray()
         until(lambda: self.read(256 * 1024) and bytes_in_pipes(worker), what="bytes in a pipe")
@@ -254,9 +255,9 @@ def flow(forwarder: StartForwarder, data: bytes) -> Iterator[tuple[Forwarder, Fl
         running = forwarder(f"127.0.0.1 {port} {behind.host} {behind.port}\n", workers=1)
         client = stack.enter_context(connect(("127.0.0.1", port)))
         connection = stack.enter_context(behind.accept())
-        stack.enter_context(Sending(client, data))
+        sending = stack.enter_context(Sending(client, data))
         stack.callback(connection.close)  # whatever happens, the sender ends
-        yield running, Flow(running.worker(), connection)
+        yield running, Flow(running.worker(), sending, connection)
 
 
 def failed_on(trace: Path, pipe_ends: set[int]) -> str:
@@ -282,6 +283,21 @@ def test_a_splice_that_fails(forwarder: StartForwarder, tmp_path: Path, error: s
         harmless = error == "EINTR" or (side == "source" and error in {"EINVAL", "ENOMEM"})
         assert ending == Ending(data, "EOF") if harmless else ending.how == "ECONNRESET"
         assert running.worker() == worker
+
+
+def test_an_epipe_is_no_proof_of_an_end(forwarder: StartForwarder, tmp_path: Path) -> None:
+    """splice(2) keeps an ECONNRESET to itself when it has moved bytes before it, and the next call
+    says EPIPE. A backend that had not sent its FIN until then was reset: the client hears that, and
+    no clean end."""
+    with flow(forwarder, noise(MIB) * 24) as (running, stalled):
+        pipe_ends = {n for n, name in processes.descriptors(running.worker()).items() if "pipe:" in name}
+        with injected(running.worker(), tmp_path, "splice", "error=EPIPE:when=1") as trace:
+            until(lambda: stalled.read(1 << 16) and "INJECTED" in trace.read_text(), what="the EPIPE")
+        assert failed_on(trace, pipe_ends) == "sink"
+        stalled.connection.shutdown(socket.SHUT_WR)
+        ending = read_to_end(stalled.sending.end)
+        # Whichever call is the first to meet a reset is the only one to be told (tcp(7), SO_ERROR).
+        assert ending.how == "ECONNRESET" or stalled.sending.error is not None
 
 
 @pytest.mark.parametrize("what", ["ENOBUFS:when=1", "ENOMEM:when=3"])
