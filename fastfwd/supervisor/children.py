@@ -167,8 +167,10 @@ class Children:
         self._slots.pop(slot, None)
 
     def kill(self, child: Child) -> None:
-        """SIGKILL, which a stopped process gets too."""
-        os.kill(child.pid, signal.SIGKILL)
+        """SIGKILL, which a stopped process gets too. Not for one that has been collected: its number
+        may be somebody else's by now."""
+        if self.living.get(child.slot) is child:
+            os.kill(child.pid, signal.SIGKILL)
 
     def hear(self, child: Child) -> list[Message]:
         """What `child` has said since the last call. One that speaks nonsense, or has hung up
@@ -179,7 +181,7 @@ class Children:
             log.error("%s sent %s; killing it", child.title, error)
             self.kill(child)
             return []
-        if not alive and child.slot in self.living:
+        if not alive:
             self.kill(child)
         return [message for message, _ in messages]
 
