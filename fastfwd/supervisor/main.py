@@ -261,14 +261,16 @@ class Supervisor:
 
     def _hear(self, child: Child, message: Message) -> None:
         """One message of a child. Anything unexpected is ignored, but said."""
-        operation = message.get("op")
         try:
-            if operation == "prepared":
-                self._prepared(child, int(message["generation"]), message["error"])
-            elif operation == "serving":
+            operation = text(message["op"])
+            if operation == "prepared" and child.slot >= 0:
+                error = message["error"]
+                self._prepared(child, int(message["generation"]), None if error is None else text(error))
+            elif operation == "serving" and child.slot >= 0:
                 self._serving(child, int(message["generation"]))
             elif operation == "say":
-                log.log(int(message["level"]), "%s", printable(str(message["text"])))
+                level = int(message["level"])
+                log.log(level if level in host.LEVELS else logging.ERROR, "%s", text(message["text"]))
             elif operation == "beat" and child.slot == EXPORTER:
                 child.beat += 1
                 child.missed = 0
@@ -573,8 +575,10 @@ class Supervisor:
 
     def _abandon(self) -> None:
         """In a new child: let go of everything of the supervisor's."""
-        if not self.options.foreground:
-            host.let_go()
+        if self.options.foreground:
+            # The starter's terminal, too: who has it can type on it (ioctl_tty(2), TIOCSTI).
+            os.setsid()
+        host.let_go()
         self.signals.abandon()
         self.listeners.close()
         if self._pidfile is not None:
@@ -583,6 +587,13 @@ class Supervisor:
         self.setup.abandon()
         if self._reload is not None:
             self._reload.abandon()
+
+
+def text(said: object) -> str:
+    """What a child has said, if that is text, fit to be shown. Raises TypeError."""
+    if not isinstance(said, str):
+        raise TypeError(f"a {type(said).__name__} instead of text")
+    return printable(said)
 
 
 def printable(text: str) -> str:

@@ -8,6 +8,7 @@ changes on; nothing here waits.
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +24,9 @@ REFRESH: Final = 600.0
 
 RETRY: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before a failed lookup is tried again; the last one goes on."""
+
+ZONE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+"""The interface of a link-local address, as far as one is used for that."""
 
 log = logging.getLogger("fastfwd")
 
@@ -71,13 +75,18 @@ class Names:
         if isinstance(host, str) and host in self._dropped:
             self._dropped.discard(host)
             return None
-        if not isinstance(host, str) or host not in self._waiting:
+        if not isinstance(host, str):
+            raise ValueError(f"an answer to a question nobody asked: {type(host).__name__}")
+        if host not in self._waiting:
             raise ValueError(f"an answer to a question nobody asked: {host!r}")
         self._waiting.discard(host)
         if message["op"] == "failed":
             tries = self._tries[host] = self._tries.get(host, 0) + 1
             self._due[host] = now + RETRY[min(tries, len(RETRY)) - 1]
-            self.failures[host] = Failure(str(message.get("reason")), bool(message.get("definitive")))
+            reason = message.get("reason")
+            if not isinstance(reason, str) or not reason.isprintable():
+                raise ValueError(f"no reason why there is no {host}")
+            self.failures[host] = Failure(reason, message.get("definitive") is True)
             return None
         self._due[host] = now + REFRESH
         self.resolved[host] = time.time_ns()
@@ -170,8 +179,10 @@ def _address(family: object, text: object) -> Address:
         or family not in (socket.AF_INET, socket.AF_INET6)
         or not isinstance(text, str)
     ):
-        raise ValueError(f"no address: {family!r} {text!r}")
-    bare = text.partition("%")[0]
+        raise ValueError(f"no address: a {type(family).__name__} and a {type(text).__name__}")
+    bare, zoned, zone = text.partition("%")
+    if zoned and (family != socket.AF_INET6 or not ZONE.fullmatch(zone)):
+        raise ValueError(f"no address: {text!r}")
     try:
         socket.inet_pton(family, bare)
     except OSError:
