@@ -5,6 +5,8 @@
 #   make check        lint, format and types only
 #   make bench        measure everything and write the report: 40 minutes, best as root on an idle machine
 #   make bench-quick  one short round of the same, to look at: two minutes
+#   make faults       the whole campaign of faults, and its table in docs/reliability.md: best as root
+#   make soak         twenty minutes of load and faults at random (SOAK=minutes)
 #   make clean        remove everything these made
 #
 # A different interpreter: make run PYTHON=python3.12
@@ -15,7 +17,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-quick clean
+.PHONY: help run test check bench bench-quick faults soak clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,6 +41,14 @@ bench: $(VENV)/.installed-bench
 
 bench-quick: $(VENV)/.installed-bench
 	$(PY) -m bench --quick
+
+faults: $(VENV)/.installed-dev
+	FASTFWD_FAULTS=full $(PY) -m pytest tests/faults
+	$(PY) -m tests.faults.report
+
+SOAK ?= 20
+soak: $(VENV)/.installed-dev
+	$(PY) -m tests.faults.soak $(SOAK)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -71,7 +71,7 @@ def copier(promote: Callable[[Pump], bool], tally: Tally) -> Mover:
                 # Less than asked for means drained (epoll(7), question 9), which
                 # saves the read that would only say EAGAIN.
                 pump.streak = 0
-                if not pump.to_end:
+                if not (pump.to_end or pump.fin):
                     return DRY
             else:
                 pump.streak += 1

@@ -357,12 +357,12 @@ class Session:
     def _ended(self, pump: Pump) -> None:
         self._blame(pump.source)
         other = self._other(pump)
+        if pump is self.up and other.move is self.listener.worker.discard:
+            # The client is gone and its last bytes have gone up: tell the backend.
+            self.reset(pump.sink)
+            return
         if other.verdict >= END:
-            if other.verdict == SINK_BROKE:
-                # The client is gone and its last bytes have gone up: tell the backend.
-                self.reset(pump.sink)
-            else:
-                self.close()
+            self.close()
             return
         try:
             pump.sink.shutdown(socket.SHUT_WR)
@@ -387,16 +387,18 @@ class Session:
         # a shutdown: what follows may be a reset.
         other.fin, other.to_end = False, True
         if pump is self.up:
-            pump.move = worker.discard
-            pump.verdict = DRY
             if other.verdict >= END:
                 self._linger()
         elif other.verdict >= END:
             self.reset(pump.source)
             return
+        # Also what comes for a client that is gone: a backend that waits for us to read would not
+        # take that client's last bytes.
+        pump.move = worker.discard
+        pump.verdict = DRY
         if other.verdict == DRY:
             self.turn(other)
-        if pump is self.up and self.open:
+        if self.open:
             self.turn(pump)
 
     def _linger(self) -> None:

@@ -10,15 +10,16 @@ import socket
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from tests import deadline, processes
-from tests.conftest import StartForwarder
+from tests.conftest import StartForwarder, StartServer
 from tests.deadline import until
 from tests.forwarder import columns
 from tests.ports import free_port
+from tests.servers import echo
 from tests.sockets import (
     PATIENCE,
     Address,
@@ -377,3 +378,29 @@ def test_an_upload_to_nobody_ends(route: StartRoute) -> None:
 
         until(told, 30, "an error for the client")
     here.forwarder.wait_log(1, "done-local-closed")
+
+
+@pytest.mark.parametrize("how", ["reset", "close", "FIN, then reset"])
+def test_a_client_that_leaves_with_both_directions_full(
+    forwarder: StartForwarder, backend: StartServer, how: str
+) -> None:
+    """It has poured into an echo and read nothing, so the backend waits for us to read before it
+    takes more. The session ends all the same, and the backend hears of it."""
+    port, behind = free_port(), backend(echo)
+    running = forwarder(f"127.0.0.1 {port} {behind.host} {behind.port}\n")
+    client = connect(("127.0.0.1", port))
+    client.setblocking(False)
+    full = time.monotonic() + 1
+    while time.monotonic() < full:
+        with suppress(BlockingIOError):
+            client.send(noise(MIB))
+            full = time.monotonic() + 1
+    client.setblocking(True)
+    if how == "close":
+        client.close()
+    else:
+        if how != "reset":
+            finish(client)
+        reset(client)
+    running.wait_log(2)
+    assert columns(running.log_lines()[-1])["outcome"] == "done-remote-closed"

@@ -58,3 +58,38 @@ def test_a_fault_at_start_is_no_fork_bomb() -> None:
         failures, pause = after_death(failures, 0.0)
         now += pause
     assert forks < 20
+
+
+LIVES = st.lists(st.one_of(st.sampled_from([0.0, 0.01, 1.0, 4.99, STEADY, 6.0]), SHORT, LONG), max_size=60)
+"""How long one child after the other lives, in seconds."""
+
+
+@settings(derandomize=True)
+@given(LIVES)
+def test_any_history(lives: list[float]) -> None:
+    """As long as children die early, no pause is shorter than the one before; one that has worked is
+    forgiven everything; and no pause is longer than LONGEST_DELAY."""
+    failures, before = 0, 0.0
+    for lived in lives:
+        failures, pause = after_death(failures, lived)
+        assert 0.0 <= pause <= LONGEST_DELAY
+        if lived >= STEADY:
+            assert (failures, pause) == (1, 0.0)
+        else:
+            assert pause >= before
+        before = pause
+
+
+@settings(derandomize=True)
+@given(st.lists(st.sampled_from([0.0, 0.01, 1.0, 4.99, STEADY, 6.0]), min_size=200, max_size=200))
+def test_no_history_is_a_fork_bomb(lives: list[float]) -> None:
+    """However children time their deaths, a slot has at most 70 of them in a minute."""
+    failures, now, forks = 0, 0.0, 0
+    for lived in lives:
+        now += lived
+        if now >= 60:
+            break
+        failures, pause = after_death(failures, lived)
+        now += pause
+        forks += 1
+    assert forks <= 70
