@@ -1,0 +1,59 @@
+"""What every row of the campaign has: its Row, and a program that must be as before in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+
+from tests.conftest import StartForwarder
+from tests.faults.aftermath import Aftermath
+from tests.faults.row import Row
+from tests.forwarder import Forwarder, Kind
+
+StartWatched = Callable[..., Aftermath]
+
+PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note whether the test came to its end: a row that did not has nothing to say."""
+    report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
+    return report
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """The program under test: fastfwd, unless the row is for others too (`compared`)."""
+    found: Kind = getattr(request, "param", "fastfwd")
+    return found
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest, kind: Kind) -> Iterator[Row]:
+    """The row that the test's marker names: `@pytest.mark.row(NUMBER, FAULT, PROMISE)`."""
+    marker = request.node.get_closest_marker("row")
+    assert marker is not None, "a row's marker is missing"
+    made = Row(*marker.args, kind=kind, test=request.node.nodeid.partition("[")[0])
+    yield made
+    if request.node.stash.get(PASSED, False):  # neither skipped nor cut short
+        made.judge()
+
+
+@pytest.fixture
+def watched(forwarder: StartForwarder) -> Iterator[StartWatched]:
+    """Start a program with the arguments of `forwarder`; once the test is over, it must come back to
+    what it was (`Aftermath`)."""
+    started: list[Aftermath] = []
+
+    def start(config: str, **options: object) -> Aftermath:
+        running: Forwarder = forwarder(config, **options)
+        started.append(Aftermath(running))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.judge()
