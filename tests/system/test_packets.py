@@ -41,7 +41,9 @@ class Wire:
 
     def packets(self, source: int = 0, target: int = 0) -> list[Packet]:
         """Those from and to the given ports (0: any), in order."""
-        while select.select([self.socket], [], [], 0)[0]:
+        arrived = select.poll()  # select(2) knows no descriptor above 1,023
+        arrived.register(self.socket, select.POLLIN)
+        while arrived.poll(0):
             data, (_, _, kind, *_) = self.socket.recvfrom(1 << 17)
             if kind == socket.PACKET_HOST and data[9] == socket.IPPROTO_TCP:
                 self.seen.append(parsed(data))
