@@ -178,10 +178,9 @@ class Admission:
     def leave(self, client: str) -> None:
         """One of the client's connections has ended."""
         self._part.inside[0] -= 1
-        if self.limits.connections_per_client is not None:
-            self._part.remove(key(client))
+        self._part.remove(key(client))
 
     def _enter(self, its_key: bytes) -> None:
+        # Clients are counted whichever limit is set: a reload may bring the other one.
         self._part.inside[0] += 1
-        if self.limits.connections_per_client is not None:
-            self._part.add(its_key)
+        self._part.add(its_key)

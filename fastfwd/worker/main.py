@@ -291,14 +291,14 @@ class Worker:
 
     def _limit(self, limits: Limits) -> None:
         """Have `limits`, and those of the present listeners, hold from now on. Those who are here
-        are gone through only if they were not counted, or watched, like that before."""
-        before, self.limits = self.limits, limits
+        are gone through only if they were not counted, or watched, before."""
+        self.limits = limits
         # What waits already keeps its time, and what comes now waits behind it.
         self.overdue.seconds = max(0.0, limits.connect_timeout - PATIENCE)
         own = any(each.forward.max_connections for each in self._listeners.values())
         if not (own or limits.connections or limits.connections_per_client):
             self.admission = None
-        elif self.admission is None or (limits.connections_per_client and not before.connections_per_client):
+        elif self.admission is None:
             clients = [each.peer for each in self.sessions()] + [each.peer for each in self.dials]
             self.admission = Admission(self.census, self.slot, limits, clients)
         else:

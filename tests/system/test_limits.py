@@ -142,6 +142,23 @@ def test_a_reload_brings_a_limit_to_those_who_are_there(
         assert let_in(*crowd.come(1))
 
 
+def test_a_limit_that_was_away_counts_nobody_who_has_left(
+    forwarder: StartForwarder, backend: StartServer
+) -> None:
+    """Who has left while there was none is not counted when it is back."""
+    every, own = "max-connections 100\n", "max-connections-per-client 2\n"
+    with Crowd(forwarder, backend, every + own) as crowd:
+        old = crowd.come(2)
+        assert all(map(let_in, old))
+        crowd.running.reload(crowd.line + every)
+        for client in old:
+            client.close()
+        crowd.running.wait_log(2, "done-remote-closed")
+        crowd.running.reload(crowd.line + every + own)
+        assert all(map(let_in, crowd.come(2)))
+        assert not let_in(*crowd.come(1))
+
+
 def test_refused_clients_are_counted(forwarder: StartForwarder, backend: StartServer) -> None:
     """In metrics, each reason for itself, and not as accepted."""
     config = "max-connections 3\nmax-connections-per-client 2\nmetrics 127.0.0.1:0\n"
