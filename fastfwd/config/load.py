@@ -61,6 +61,9 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
     if fatal:
         raise ConfigError(sorted(fatal, key=lambda problem: problem.origin.line))
     warnings = [Problem(each.origin, f"line skipped: {each.message}") for each in skipped]
+    if config.user is not None and pwd.getpwnam(config.user).pw_uid == 0:
+        message = f"{config.user!r} may do everything, and so could who takes over a worker"
+        warnings.append(Problem(config.origin("user"), message))
     return replace(
         config,
         logfile=config.logfile and _absolute(config.logfile, directory),

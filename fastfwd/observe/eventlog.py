@@ -12,14 +12,17 @@ first tab, two spaces before the zone.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import localtime, strftime, time
 from typing import Final, NamedTuple
 
 from fastfwd.model import Address, Forward, LogFormat, Outcome
-from fastfwd.observe.scoreboard import Cell
+from fastfwd.observe.scoreboard import Cell, SharedCell
 
 QUEUE_BYTES: Final = 1 << 20
 """What a worker keeps for a log that takes nothing (a full disk, a stalled reader)."""
@@ -159,20 +162,22 @@ def open_log(path: str) -> int:
 class EventLog:
     """A worker's end of the log."""
 
-    def __init__(self, descriptor: int, line: Line, row: memoryview) -> None:
+    def __init__(self, descriptor: int, line: Line, row: memoryview, shared: memoryview) -> None:
         """Log to `descriptor`, which is the log's from now on; counts go to the worker's
-        scoreboard `row`."""
+        scoreboard `row`, and to `shared` what all workers have to know of the log."""
         self._line = line
         self._row = row
+        self._shared = shared
         self._lines: list[bytes] = []
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._attach(descriptor)
 
     def _attach(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._cut = False
-        self._pieces = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+        status = os.fstat(descriptor)
+        self._inode = status.st_ino
+        self._pieces = stat.S_ISFIFO(status.st_mode)
 
     def reopen(self, descriptor: int) -> None:
         """Go on in `descriptor`, the same log opened again after a rotation. What the old
@@ -187,15 +192,18 @@ class EventLog:
 
     def flush(self) -> None:
         """Write what there is, in whole lines; called at the end of every turn."""
-        if not self._lines and not self._waiting:
-            return
-        lines, self._lines = self._lines, []
-        if self._waiting:
-            self._keep(lines)
-            lines, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        for batch in self._batches(lines):
-            if not self._write(batch):
-                self._keep(batch)
+        if self._waiting or self._pieces:
+            self._keep(self._lines)
+            self._lines.clear()
+            # A log that takes nothing costs one small write a turn, however much waits for it.
+            while self._waiting:
+                if left := self._write(self._oldest()):
+                    self._put_back(left)
+                    break
+        elif self._lines:
+            lines, self._lines = self._lines, []
+            if left := self._write(lines):
+                self._keep(left)
 
     def close(self) -> None:
         """Write what there is and close. What cannot be written now is dropped and counted."""
@@ -204,39 +212,61 @@ class EventLog:
         self._waiting.clear()
         os.close(self._descriptor)
 
-    def _batches(self, lines: list[bytes]) -> list[list[bytes]]:
-        if not self._pieces:
-            return [lines]
-        batches: list[list[bytes]] = []
-        room = 0
-        for line in lines:
-            if len(line) > room:
-                batches.append([])
-                room = ATOMIC
-            batches[-1].append(line)
-            room -= len(line)
-        return batches
-
-    def _write(self, batch: list[bytes]) -> bool:
-        """Write `batch`; True when nothing of it is left to be written later."""
-        if self._waiting:  # an earlier batch of this flush was refused; keep the order
-            return False
-        # After a short write the log ends in half a line; end it before the next one.
-        data = b"\n" + b"".join(batch) if self._cut else b"".join(batch)
+    def _write(self, lines: list[bytes]) -> list[bytes]:
+        """Write `lines`; returns those that are left to be written later."""
+        if self._shared[SharedCell.LOG_CUT] == self._inode and not self._end_half_a_line():
+            return lines
+        data = b"".join(lines)
         try:
             written = os.write(self._descriptor, data)
         except OSError:  # EAGAIN, ENOSPC, EIO, EDQUOT: tried again at the next flush
+            return lines
+        if written == len(data):
+            self._row[Cell.LOG_LINES] += len(lines)
+            return []
+        whole = data.count(b"\n", 0, written)
+        cut = not data.endswith(b"\n", 0, written)
+        self._row[Cell.LOG_LINES] += whole
+        if cut:
+            self._row[Cell.LOG_DROPPED] += 1
+            self._shared[SharedCell.LOG_CUT] = self._inode
+        return lines[whole + cut :]
+
+    def _end_half_a_line(self) -> bool:
+        """End the line that a short write has cut, mine or another worker's. Returns False when the
+        log does not take even that, or somebody else is at it: one newline is wanted, not two."""
+        try:
+            # A record lock: the workers share one open file, and would share a flock(2).
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             return False
-        self._row[Cell.LOG_LINES] += len(batch)
-        if written < len(data):
-            whole = data[:written].count(b"\n") - self._cut
-            self._row[Cell.LOG_LINES] -= len(batch) - whole
-            self._cut = not data[:written].endswith(b"\n")
-            self._row[Cell.LOG_DROPPED] += self._cut
-            self._keep(batch[whole + self._cut :])
-            return True
-        self._cut = False
+        except OSError:  # ENOLCK: a file system without locks; at worst there is an empty line
+            pass
+        try:
+            if self._shared[SharedCell.LOG_CUT] == self._inode:
+                if os.fstat(self._descriptor).st_size:  # it may have been truncated since (logrotate)
+                    os.write(self._descriptor, b"\n")
+                self._shared[SharedCell.LOG_CUT] = 0
+        except OSError:
+            return False
+        finally:
+            with suppress(OSError):
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
         return True
+
+    def _oldest(self) -> list[bytes]:
+        """Take as many of the waiting lines as a pipe takes in one piece; at least one."""
+        taken = [self._waiting.popleft()]
+        size = len(taken[0])
+        while self._waiting and size + len(self._waiting[0]) <= ATOMIC:
+            taken.append(self._waiting.popleft())
+            size += len(taken[-1])
+        self._waiting_bytes -= size
+        return taken
+
+    def _put_back(self, lines: list[bytes]) -> None:
+        self._waiting.extendleft(reversed(lines))
+        self._waiting_bytes += sum(map(len, lines))
 
     def _keep(self, lines: list[bytes]) -> None:
         for line in lines:

@@ -1,10 +1,10 @@
 """Cells shared by all processes: one anonymous mapping, made before the first fork.
 
-Rows of unsigned 64-bit cells: one of the supervisor's, two per slot, one per (slot,
-forward). Every cell has a single writer, so there are no locks: an aligned 8-byte
-store is atomic on every Linux machine Python runs on. Rows belong to slots and to
-forwards' labels (observe/rows), not to processes and not to one configuration, so
-nothing falls when a worker dies or a reload takes a forward away.
+Rows of unsigned 64-bit cells: one of the supervisor's, one of all workers', two per slot,
+one per (slot, forward). Every cell but the workers' common ones has a single writer, so
+there are no locks: an aligned 8-byte store is atomic on every Linux machine Python runs on.
+Rows belong to slots and to forwards' labels (observe/rows), not to processes and not to one
+configuration, so nothing falls when a worker dies or a reload takes a forward away.
 
 Workers and the supervisor write, the exporter reads. It must never be a place to keep
 anything else. Times are nanoseconds, of CLOCK_MONOTONIC where they are compared, since
@@ -69,6 +69,14 @@ class State(enum.IntEnum):
     STARTING = 0
     SERVING = 1
     DRAINING = 2
+
+
+class SharedCell(enum.IntEnum):
+    """The row that all workers write."""
+
+    LOG_CUT = 0
+    """The inode of a log that ends in half a line, 0 if none does. Who finds it there ends the
+    line and clears it, under a lock on the log (observe/eventlog)."""
 
 
 class Cell(enum.IntEnum):
@@ -167,6 +175,7 @@ CONNECT_TIME: Final = Histogram(
 )
 
 SUPERVISOR_ROW: Final = 2 * LINE
+SHARED_ROW: Final = LINE
 SLOT_ROW: Final = 4 * LINE
 WATCH_ROW: Final = LINE
 FORWARD_ROW: Final = 8 * LINE
@@ -184,7 +193,7 @@ class Scoreboard:
         """Room for `slots` slots and `forwards` forwards. Only what is used becomes memory."""
         self.slots = slots
         self.forwards = forwards
-        self._watch = SUPERVISOR_ROW
+        self._watch = SUPERVISOR_ROW + SHARED_ROW
         self._slot = self._watch + slots * WATCH_ROW
         self._forward = self._slot + slots * SLOT_ROW
         cells = self._forward + forwards * slots * FORWARD_ROW
@@ -192,6 +201,7 @@ class Scoreboard:
         self._cells = memoryview(self._map).cast("Q")
         self.supervisor = self._cells[:SUPERVISOR_ROW]
         """Indexed by SupervisorCell, like every row by its enum."""
+        self.shared = self._cells[SUPERVISOR_ROW : self._watch]
 
     def row(self, slot: int) -> memoryview:
         """The row that the slot's worker writes, indexed by Cell."""

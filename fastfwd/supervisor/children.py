@@ -39,7 +39,8 @@ class Child:
     """A living child. `slot` is RESOLVER, EXPORTER or a worker's; `born` is monotonic seconds;
     `open_files` its /proc/PID/fd, opened while that was allowed, or None; `serving` that a
     worker has committed its first table; `keys` names the listeners it has; `beat`,
-    `missed` and `unresponsive` are the watchdog's."""
+    `missed` and `unresponsive` are the watchdog's; `said` counts what it has had us write
+    since the last tick."""
 
     pid: int
     slot: int
@@ -51,6 +52,7 @@ class Child:
     beat: int = 0
     missed: int = 0
     unresponsive: bool = False
+    said: int = 0
 
     @property
     def title(self) -> str:

@@ -52,6 +52,9 @@ whole machine has stood still everybody's heartbeat is old."""
 BEGINNING: Final = 60
 """Ticks that the exporter has for its libraries, which is long for a machine that is busy."""
 
+SHOWN: Final = 20
+"""Messages of one child in a tick that are written; one that never stops must not fill the log."""
+
 STOP_LIMIT: Final = 5.0
 """Seconds the workers have to write their last lines before they are killed."""
 
@@ -269,8 +272,7 @@ class Supervisor:
             elif operation == "serving" and child.slot >= 0:
                 self._serving(child, int(message["generation"]))
             elif operation == "say":
-                level = int(message["level"])
-                log.log(level if level in host.LEVELS else logging.ERROR, "%s", text(message["text"]))
+                self._write(child, int(message["level"]), text(message["text"]))
             elif operation == "beat" and child.slot == EXPORTER:
                 child.beat += 1
                 child.missed = 0
@@ -283,11 +285,24 @@ class Supervisor:
             else:
                 raise ValueError(f"unknown operation {operation!r}")
         except (KeyError, TypeError, ValueError) as error:
-            log.error("%s sent something unexpected: %s", child.title, printable(str(error)))
+            words = f"{child.title} sent something unexpected: {printable(str(error))}"
+            self._write(child, logging.ERROR, words)
+
+    def _write(self, child: Child, level: int, words: str) -> None:
+        """Write what a child says, or `words` about what it has said, as long as it is not too much."""
+        child.said += 1
+        if child.said <= SHOWN:
+            log.log(level if level in host.LEVELS else logging.ERROR, "%s", words)
+
+    def _count_unwritten(self, child: Child) -> None:
+        if child.said > SHOWN:
+            log.warning("%s: %d more messages are not shown", child.title, child.said - SHOWN)
+        child.said = 0
 
     def _tick(self, now: float) -> None:
         self.books.beat()
         for child in self.children.living.values():
+            self._count_unwritten(child)
             if child.slot == RESOLVER:
                 continue
             beat, patience = child.beat, MISSED
@@ -378,6 +393,7 @@ class Supervisor:
             child, words, code = death.child, death.words, death.code
             for message in self.children.hear(child):  # its last words
                 self._hear(child, message)
+            self._count_unwritten(child)
             child.close()
             if self._reload is not None:
                 self._reload.forget(child)

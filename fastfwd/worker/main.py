@@ -244,7 +244,7 @@ class Worker:
         event_log = None
         if table.logging:
             line = line_format(table.logformat, duration=table.logduration, slot=self.slot, born=self._born)
-            event_log = EventLog(next(arrived), line, self.row)
+            event_log = EventLog(next(arrived), line, self.row, self.scoreboard.shared)
         listeners = {}
         for entry in table.entries:
             sock = _adopt(next(arrived)) if entry.fresh else self._listeners[entry.key].sock
@@ -430,7 +430,7 @@ def main(slot: int, channel: Channel, scoreboard: Scoreboard, census: Census, ac
     """Be the worker of `slot` in this freshly forked process, as `account`. Returns the
     exit status."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all of us
+        signal.signal(number, signal.SIG_IGN)  # meant for the supervisor, and sent to us by mistake
     with open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write(f"fastfwd-w{slot}")
     worker = Worker(slot, channel, scoreboard, census)

@@ -11,7 +11,8 @@ How a direction ends, and what the peers see:
 * SOURCE_BROKE: a reset is passed on as a reset, after the bytes before it.
 * SINK_BROKE: the other direction is read to its end first. A client that is still
   sending to a backend that is gone is read and dropped, so that our own reset does
-  not take the backend's last answer with it (RFC 9112, 9.6).
+  not take the backend's last answer with it (RFC 9112, 9.6); so is what comes for a
+  client that is gone, until its last bytes have gone up.
 """
 
 from __future__ import annotations

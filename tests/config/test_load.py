@@ -121,6 +121,13 @@ def test_known_user_and_group(tmp_path: Path) -> None:
     assert (config.user, config.group) == ("root", "root")
 
 
+def test_workers_that_keep_all_rights(tmp_path: Path) -> None:
+    """Any account with the number 0 earns a warning; another one does not."""
+    config = load(written(tmp_path, b"user root\n127.0.0.1 2001 127.0.0.1 3001\n"))
+    assert warnings(config) == ["1: 'root' may do everything, and so could who takes over a worker"]
+    assert warnings(load(written(tmp_path, b"user nobody\n127.0.0.1 2001 127.0.0.1 3001\n"))) == []
+
+
 def test_relative_names_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Log and pid files are relative to where the program was started, not to where it ends up."""
     monkeypatch.chdir(tmp_path)

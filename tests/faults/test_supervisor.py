@@ -441,6 +441,36 @@ def test_a_lying_resolver_ends_nobody(start_full: Callable[[int], Full], lie: st
     assert forged(running) == []
 
 
+FLOOD: Final = {
+    "nonsense": frame(b"{}"),
+    "words": frame(b'{"op":"say","level":40,"text":"again"}'),
+}
+"""What a child could say without end."""
+
+
+@pytest.mark.parametrize("what", FLOOD)
+@pytest.mark.parametrize("speaker", ["worker", "resolver", "exporter"])
+def test_a_child_that_never_stops_talking_fills_no_log(
+    start_full: Callable[[int], Full], speaker: str, what: str
+) -> None:
+    """Of a hundred thousand messages some are shown and the others counted; meanwhile a reload works."""
+    full = start_full(1)
+    running = full.running
+    pid = {"worker": running.worker, "resolver": running.resolver, "exporter": running.exporter}[speaker]()
+    assert pid is not None
+    lines = len(running.stderr().splitlines())
+    with in_place_of(pid, running.pid) as mouth:
+        for _ in range(10):
+            mouth.say(FLOOD[what] * 5_000)
+        running.reload()
+        for _ in range(10):
+            mouth.say(FLOOD[what] * 5_000)
+        mouth.heard()
+    until(lambda: running.said("more messages are not shown") > 0, what="the count")
+    full.judge()
+    assert len(running.stderr().splitlines()) - lines < 1000
+
+
 # Row 42.
 
 HARMLESS: Final = (

@@ -7,9 +7,11 @@ import os
 import resource
 import socket
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -159,10 +161,11 @@ def test_words(outcome: Outcome) -> None:
 class Book:
     """An EventLog over `descriptor` whose lines are the numbers of its events, with its figures."""
 
-    def __init__(self, descriptor: int, width: int = 20) -> None:
-        self.row = Scoreboard(1, 0).row(0)
+    def __init__(self, descriptor: int, width: int = 20, board: Scoreboard | None = None) -> None:
+        board = board or Scoreboard(1, 0)
+        self.row = board.row(0)
         self.width = width
-        self.log = EventLog(descriptor, self.text, self.row)
+        self.log = EventLog(descriptor, self.text, self.row, board.shared)
         self.count = 0
 
     def text(self, event: Event, now: float) -> bytes:
@@ -326,6 +329,87 @@ def test_a_full_disk_loses_nothing_at_first(path: Path) -> None:
     book.log.flush()
     assert path.read_bytes() == book.expected(0, 12)
     book.log.close()
+
+
+def test_another_worker_ends_half_a_line(path: Path) -> None:
+    """Whose line was cut does not matter: who writes next ends it, and nobody ends it twice."""
+    board = Scoreboard(1, 0)
+    one, two = (Book(open_log(str(path)), board=board) for _ in range(2))
+    one.events(1)
+    with room_for(path, 7):
+        one.log.flush()
+    for book in (two, one):
+        book.events(2)
+        book.log.flush()
+    assert path.read_bytes() == b"0000000\n" + two.expected(0, 2) + one.expected(1, 3)
+    one.log.close()
+    two.log.close()
+
+
+def test_half_a_line_that_was_truncated_away_is_not_ended(path: Path) -> None:
+    """logrotate's copytruncate takes it: the new log does not begin with an empty line."""
+    book = Book(open_log(str(path)))
+    book.events(1)
+    with room_for(path, 7):
+        book.log.flush()
+    os.truncate(path, 0)
+    book.events(1)
+    book.log.flush()
+    assert path.read_bytes() == book.expected(1, 2)
+    book.log.close()
+
+
+def test_half_a_line_of_another_file_is_not_ended(path: Path) -> None:
+    """After a rotation by name the new file begins with a line."""
+    book = Book(open_log(str(path)))
+    book.events(1)
+    with room_for(path, 7):
+        book.log.flush()
+    book.log.reopen(open_log(f"{path}.new"))
+    book.events(1)
+    book.log.flush()
+    assert Path(f"{path}.new").read_bytes() == book.expected(1, 2)
+    book.log.close()
+
+
+def test_half_a_line_that_somebody_else_is_ending_is_waited_for(path: Path) -> None:
+    """While another process has the lock, lines stay where they are; then they come."""
+    book = Book(open_log(str(path)))
+    book.events(1)
+    with room_for(path, 7):
+        book.log.flush()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        book.events(1)
+        book.log.flush()
+        assert path.read_bytes() == b"0000000"
+        other.communicate(b"\n")
+    book.log.flush()
+    assert path.read_bytes() == b"0000000\n" + book.expected(1, 2)
+    book.log.close()
+
+
+@pytest.mark.parametrize("waiting", [10, 10_000])
+def test_a_log_that_takes_nothing_is_asked_for_one_piece(waiting: int) -> None:
+    """However much waits, a flush offers no more than a pipe takes at once: here that is a packet
+    which finds no room (pipe2(2), O_DIRECT)."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_DIRECT)
+    book = Book(os.dup(writer))
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * ATOMIC)
+    book.events(waiting)
+    book.log.flush()
+    os.read(reader, ATOMIC)
+    book.log.flush()
+    assert book.written == min(waiting, ATOMIC // book.width)
+    book.log.close()
+    os.close(reader)
+    os.close(writer)
 
 
 TURNS = st.lists(
