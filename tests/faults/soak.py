@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Final
 
 from tests import processes
+from tests.apart import apart, said
 from tests.deadline import until
 from tests.faults.aftermath import Aftermath
 from tests.faults.crowd import DENIED, HOST, Crowd
@@ -41,8 +42,8 @@ from tests.peers import require_peer
 from tests.ports import free_port
 from tests.servers import echo, serve
 from tests.sockets import Listener
+from tests.system import test_many_sessions
 from tests.system.metrics import answers, metrics_url, status
-from tests.system.test_many_sessions import apart, said
 
 MINUTES: Final = 20.0
 
@@ -175,7 +176,7 @@ class Soak:
 
     def start(self) -> Aftermath:
         """The backends, the program and its clients."""
-        behind = int(said(self.stack.enter_context(apart("echo"))))
+        behind = int(said(self.stack.enter_context(apart(test_many_sessions.__name__, "echo"))))
         self.fickle = self.stack.enter_context(ExitStack())
         self.config = (
             f"deny {DENIED}\n"
