@@ -145,6 +145,8 @@ class Server:
         while True:
             try:
                 connection, peer = self.listener.socket.accept()
+            except ConnectionAbortedError:  # a caller that reset before it was accepted
+                continue
             except OSError:
                 return
             visit = Visit(peer[:2])
