@@ -43,7 +43,7 @@ from tests.ports import free_port
 from tests.servers import echo, serve
 from tests.sockets import Listener
 from tests.system import test_many_sessions
-from tests.system.metrics import answers, metrics_url, status
+from tests.system.metrics import metrics_url, status
 
 MINUTES: Final = 20.0
 
@@ -189,8 +189,6 @@ class Soak:
         )
         self.backend_comes()
         self.running = self.stack.enter_context(Forwarder(self.directory, self.config, workers=2))
-        # The exporter imports its libraries first, then opens what it has all the time.
-        until(lambda: answers(metrics_url(self.running), "/readyz") == 200, what="the exporter")
         aftermath = Aftermath(self.running)
         aftermath.sessions_lost = True
         self.crowd = self.stack.enter_context(
