@@ -255,8 +255,7 @@ class Soak:
         """The worker in `slot`, stopped; None if there is none just now."""
         pid = self.running.workers().get(slot)
         if pid is not None:
-            os.kill(pid, signal.SIGSTOP)
-            until(lambda: (found := processes.stat(pid)) and found.state == "T", what="it to stop")
+            processes.stop(pid)
         return pid
 
     def lose(self, pid: int, end: Callable[[], object]) -> None:
