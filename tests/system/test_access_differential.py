@@ -139,22 +139,16 @@ files = st.builds(
     suppress_health_check=list(HealthCheck),
 )
 @given(file=files)
-def judge(
-    start: StartForwarder,
-    running: Forwarder,
-    greeter: Server,
-    ports: list[int],
-    peer_ports: list[int],
-    file: File,
-) -> None:
-    """One file, put to all three. A port costs a descriptor (tests.ports): no new ones for every file."""
+def judge(start: StartForwarder, running: Forwarder, greeter: Server, ports: list[int], file: File) -> None:
+    """One file, put to all three."""
     count = len(file.forwards)
     running.reload(file.text(ports[:count], greeter))
     assert running.said("reload refused") == 0, running.stderr()
     assert found(running, file, ports[:count]) == ours(file)
-    peer = start(file.text(peer_ports[:count], greeter), kind="rinetd", log=False)
+    peer_ports = [free_port() for _ in range(count)]
+    peer = start(file.text(peer_ports, greeter), kind="rinetd", log=False)
     try:
-        assert found(peer, file, peer_ports[:count]) == rinetds(file)
+        assert found(peer, file, peer_ports) == rinetds(file)
     finally:
         peer.close()
 
@@ -162,8 +156,8 @@ def judge(
 def test_who_gets_in_by_any_rules(forwarder: StartForwarder, backend: StartServer) -> None:
     """fastfwd lets in whom the model lets in; C rinetd does the same, but for its two faults."""
     require_peer("rinetd")
-    ports, peer_ports = ([free_port() for _ in range(3)] for _ in range(2))
-    judge(forwarder, forwarder("", log=False), backend(banner, HELLO), ports, peer_ports)
+    greeter, ports = backend(banner, HELLO), [free_port() for _ in range(3)]
+    judge(forwarder, forwarder("", log=False), greeter, ports)
 
 
 @bounded
