@@ -159,6 +159,10 @@ class Forwarder:
         """The pid of the worker in `slot` (of C rinetd: of the only process)."""
         return self.workers()[slot] if self.kind == "fastfwd" else self.pid
 
+    def serving(self) -> list[int]:
+        """The processes that move the bytes: its workers; C rinetd itself."""
+        return list(self.workers().values()) if self.kind == "fastfwd" else [self.pid]
+
     def resolver(self) -> int | None:
         """The pid of the resolver, if there is one."""
         return self.child(RESOLVER)

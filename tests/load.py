@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests import deadline
+from tests.apart import say, start, tell
 from tests.deadline import until
 from tests.forwarder import Forwarder
 from tests.sockets import Address, noise
@@ -65,13 +65,7 @@ class Load:
     reader: threading.Thread = field(init=False)
 
     def __enter__(self) -> Load:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, self.address[0], str(self.address[1]), str(self.rate)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[1],
-        )
+        self.process = start(__name__, *self.address, self.rate)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
         return self
@@ -88,15 +82,10 @@ class Load:
             else:
                 self.ports.append(fields[0])
 
-    def order(self, text: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{text}\n")
-        self.process.stdin.flush()
-
     def open_streams(self, count: int) -> None:
         """Open `count` more streams and wait until bytes have come back on all of them."""
         wanted = len(self.ports) + count
-        self.order(f"streams {count}")
+        tell(self.process, f"streams {count}")
         until(lambda: len(self.ports) >= wanted, what="the streams")
 
     def more(self, count: int, seconds: float = 20) -> None:
@@ -106,7 +95,7 @@ class Load:
 
     def stop(self) -> None:
         """No new call; every stream finishes; returns when all have reported."""
-        self.order("stop")
+        tell(self.process, "stop")
         self.reader.join(deadline.seconds(40))
         assert not self.reader.is_alive(), "the clients do not end"
         assert self.process.wait(deadline.seconds(10)) == 0
@@ -123,8 +112,7 @@ class Load:
 
 def report(*fields: object) -> None:
     """In the clients' process: a line to the test."""
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
+    say(json.dumps(fields))
 
 
 def word(error: OSError | TimeoutError) -> str:

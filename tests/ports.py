@@ -8,14 +8,18 @@ connect to itself.
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import random
 import socket
+import tempfile
+from functools import cache
 from pathlib import Path
 
 LOWEST = 12_000
 
-claims: dict[int, socket.socket] = {}
-"""Port -> abstract unix socket that claims it until this process ends, against test runs beside this one."""
+handed_out: set[int] = set()
+"""The ports that this process has."""
 
 
 def free_port() -> int:
@@ -26,25 +30,31 @@ def free_port() -> int:
     candidates = list(range(LOWEST, ceiling))
     random.shuffle(candidates)
     for port in candidates:
-        if port not in claims and claim(port):
+        if port not in handed_out and claim(port):
+            handed_out.add(port)
             return port
     raise AssertionError("no free port left")
 
 
+@cache
+def register() -> int:
+    """The file in which a user's test runs lock the ports that they have, a byte for each, until they end:
+    one descriptor for a thousand ports and more."""
+    path = Path(tempfile.gettempdir()) / f"fastfwd-tests-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 def claim(port: int) -> bool:
     """Reserve `port` for this process; false when it is taken by anybody."""
-    claimed = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        claimed.bind(f"\0fastfwd-tests-port-{port}")
+        fcntl.lockf(register(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
     except OSError:
-        claimed.close()
         return False
     for family, host in ((socket.AF_INET, ""), (socket.AF_INET6, "::")):
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             if not bindable(family, kind, host, port):
-                claimed.close()
+                fcntl.lockf(register(), fcntl.LOCK_UN, 1, port)
                 return False
-    claims[port] = claimed
     return True
 
 

@@ -1,10 +1,15 @@
-"""What /proc says of processes: children, names, descriptors, marks in the environment."""
+"""What /proc says of processes: children, names, descriptors, marks in the environment. And: to stop some."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.deadline import until
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +94,23 @@ def rss(pid: int) -> int:
     """Resident memory of `pid` in bytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def stop(*pids: int) -> None:
+    """SIGSTOP, and wait until it has had its effect."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    # `t` if somebody traces it. One that is gone does not run either.
+    until(lambda: all(found.state in "Tt" for pid in pids if (found := stat(pid))), what=f"{pids} to stop")
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """They do not run inside the block, so what happens there meets them as one burst."""
+    try:
+        stop(*pids)
+        yield
+    finally:
+        for pid in pids:
+            if alive(pid):
+                os.kill(pid, signal.SIGCONT)

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests import deadline
+from tests.apart import apart, said, say
 from tests.deadline import until
 from tests.sockets import Address, Listener, noise, reset, sha256
 
@@ -147,6 +145,8 @@ class Server:
         while True:
             try:
                 connection, peer = self.listener.socket.accept()
+            except ConnectionAbortedError:  # a caller that reset before it was accepted
+                continue
             except OSError:
                 return
             visit = Visit(peer[:2])
@@ -223,21 +223,8 @@ class Apart:
 @contextmanager
 def serve_apart(name: str, *arguments: int | str, host: str = "127.0.0.1") -> Iterator[Apart]:
     """The handler called `name` in another process, so that a test's load does not share its interpreter."""
-    root = Path(__file__).parent.parent
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.servers", host, name, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=root,
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            port = int(process.stdout.readline())
-            yield Apart(host, port, process.pid)
-        finally:
-            process.send_signal(signal.SIGKILL)
+    with apart(__name__, host, name, *arguments) as process:
+        yield Apart(host, int(said(process)), process.pid)
 
 
 def main() -> None:
@@ -245,8 +232,7 @@ def main() -> None:
     host, name, *rest = sys.argv[1:]
     arguments = [int(text) if text.isdigit() else text for text in rest]
     server = Server(HANDLERS[name], *arguments, host=host, port=None)
-    sys.stdout.write(f"{server.port}\n")
-    sys.stdout.flush()
+    say(server.port)
     sys.stdin.read()
     os._exit(0)  # its threads may be in the middle of a connection
 

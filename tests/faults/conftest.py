@@ -1,4 +1,8 @@
-"""What every row of the campaign has: its Row, and a program that must be as before in the end."""
+"""What every row of the campaign has: its Row, and a program that must be as before in the end.
+
+An ordinary run, `make test`, has the rows in small, without those that the marker `campaign` keeps for
+the campaign. `pytest tests/faults -m campaign` runs these in small.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,28 @@ import pytest
 
 from tests.conftest import StartForwarder
 from tests.faults.aftermath import Aftermath
-from tests.faults.row import Row
+from tests.faults.row import FULL, Row
 from tests.forwarder import Forwarder, Kind
 
 StartWatched = Callable[..., Aftermath]
 
 PASSED = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Outside the campaign its own tests are left out, unless `-m` says what to run."""
+    if not FULL and not config.option.markexpr:
+        config.option.markexpr = "not campaign"
+
+
+@pytest.hookimpl(tryfirst=True)  # the option -m is obeyed by the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Rows of other programs are for the campaign: nothing is asserted of them."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        kind = callspec.params.get("kind") if callspec else None
+        if item.get_closest_marker("row") and kind not in (None, "fastfwd"):
+            item.add_marker("campaign")
 
 
 @pytest.hookimpl(wrapper=True)

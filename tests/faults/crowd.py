@@ -19,9 +19,9 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests import deadline
+from tests.apart import start
 from tests.deadline import until
 from tests.load import Call, Stream, call, report, stream, word
 from tests.sockets import Address, noise
@@ -61,14 +61,7 @@ class Crowd:
     reader: threading.Thread = field(init=False)
 
     def __enter__(self) -> Crowd:
-        arguments = self.steady[1], self.fickle[1], self.seed, self.rate
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
+        self.process = start(__name__, self.steady[1], self.fickle[1], self.seed, self.rate)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
         return self

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Final
 
 from tests import processes
+from tests.apart import apart, said
 from tests.deadline import until
 from tests.faults.aftermath import Aftermath
 from tests.faults.crowd import DENIED, HOST, Crowd
@@ -41,8 +42,8 @@ from tests.peers import require_peer
 from tests.ports import free_port
 from tests.servers import echo, serve
 from tests.sockets import Listener
-from tests.system.metrics import answers, metrics_url, status
-from tests.system.test_many_sessions import apart, said
+from tests.system import test_many_sessions
+from tests.system.metrics import metrics_url, status
 
 MINUTES: Final = 20.0
 
@@ -175,7 +176,7 @@ class Soak:
 
     def start(self) -> Aftermath:
         """The backends, the program and its clients."""
-        behind = int(said(self.stack.enter_context(apart("echo"))))
+        behind = int(said(self.stack.enter_context(apart(test_many_sessions.__name__, "echo"))))
         self.fickle = self.stack.enter_context(ExitStack())
         self.config = (
             f"deny {DENIED}\n"
@@ -188,8 +189,6 @@ class Soak:
         )
         self.backend_comes()
         self.running = self.stack.enter_context(Forwarder(self.directory, self.config, workers=2))
-        # The exporter imports its libraries first, then opens what it has all the time.
-        until(lambda: answers(metrics_url(self.running), "/readyz") == 200, what="the exporter")
         aftermath = Aftermath(self.running)
         aftermath.sessions_lost = True
         self.crowd = self.stack.enter_context(
@@ -256,8 +255,7 @@ class Soak:
         """The worker in `slot`, stopped; None if there is none just now."""
         pid = self.running.workers().get(slot)
         if pid is not None:
-            os.kill(pid, signal.SIGSTOP)
-            until(lambda: (found := processes.stat(pid)) and found.state == "T", what="it to stop")
+            processes.stop(pid)
         return pid
 
     def lose(self, pid: int, end: Callable[[], object]) -> None:

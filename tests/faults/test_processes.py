@@ -13,7 +13,6 @@ import socket
 import statistics
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ from tests.peers import require_peer, require_root
 from tests.ports import bindable, free_port
 from tests.servers import echo, serve_apart
 from tests.sockets import Address, connect, finish, read_to_end
-from tests.system.test_worker_death import Killing
+from tests.system.test_worker_death import Killing, queue_length
 
 HOST = "127.0.0.1"
 
@@ -60,26 +59,6 @@ def age(pid: int) -> float:
     return uptime - found.start / os.sysconf("SC_CLK_TCK")
 
 
-def queued(pids: Collection[int]) -> bool:
-    """Whether at least QUEUED connections wait in the accept queues of each of `pids` (proc(5), net/tcp)."""
-    waiting: Counter[str] = Counter()
-    with open("/proc/net/tcp", encoding="ascii") as sockets:
-        next(sockets)
-        for line in sockets:
-            _, _, _, state, queues, _, _, _, _, inode, *_ = line.split()
-            if state != "0A":  # listening sockets come first, and then perhaps tens of thousands of others
-                break
-            waiting[f"socket:[{inode}]"] += int(queues.partition(":")[2], 16)
-    return all(sum(waiting[name] for name in processes.descriptors(pid).values()) >= QUEUED for pid in pids)
-
-
-def stop(pids: Collection[int]) -> None:
-    """SIGSTOP, and wait until it has had its effect."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    until(lambda: all(found.state == "T" for pid in pids if (found := processes.stat(pid))))
-
-
 def incomplete(streams: Collection[Stream]) -> list[str]:
     """The streams that have not got every byte back, or not their end."""
     wrong = [each for each in streams if each.how != "ok" or each.verified != each.sent]
@@ -97,9 +76,9 @@ def losing(
         pids = {slot: running.worker(slot) for slot in victims}
         if grown_up:
             until(lambda: min(map(age, pids.values())) >= GROWN_UP, what="workers that are not newborn")
-        stop(pids.values())
+        processes.stop(*pids.values())
         stopped = time.monotonic()
-        until(lambda: queued(pids.values()), 3, "queued connections")
+        until(lambda: all(queue_length(pid) >= QUEUED for pid in pids.values()), 3, "queued connections")
         killed = time.monotonic()
         if not watchdog:
             for pid in pids.values():
@@ -300,8 +279,8 @@ def test_a_worker_stands_still(row: Row, watched: StartWatched) -> None:
             for number in range(moments):
                 load.more(SOME)
                 pid = workers[number % 2]
-                stop([pid])
-                until(lambda: queued([pid]), 3, "queued connections")  # noqa: B023
+                processes.stop(pid)
+                until(lambda: queue_length(pid) >= QUEUED, 3, "queued connections")  # noqa: B023
                 os.kill(pid, signal.SIGCONT)
             load.stop()
         row.tried(len(load.calls), [f"a call: {call.how}" for call in load.failed()])

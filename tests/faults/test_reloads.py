@@ -311,10 +311,8 @@ def test_a_forward_goes_and_comes_back(
                     break
                 with noted(row, "a removal"), ExitStack() as stack:
                     clients = [stack.enter_context(session(here.address)) for _ in range(SESSIONS)]
-                    pids = list(running.workers().values()) or [running.pid]
-                    for pid in pids:
-                        os.kill(pid, signal.SIGSTOP)
-                    until(partial(stopped, pids), what="the workers to stop")
+                    pids = running.serving()
+                    processes.stop(*pids)
                     waiting = [stack.enter_context(connect(here.address)) for _ in range(ENOUGH)]
                     running.configure(kept)
                     running.hup()
@@ -335,8 +333,3 @@ def test_a_forward_goes_and_comes_back(
     row.figure("clients in the queue", queued)
     row.figure("of them lost", cut)
     row.figure("newcomers reset", seen["reset"])
-
-
-def stopped(pids: list[int]) -> bool:
-    """Whether none of them runs."""
-    return all(found.state == "T" for pid in pids if (found := processes.stat(pid)))

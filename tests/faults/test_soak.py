@@ -16,6 +16,7 @@ SECONDS = scaled(13, int(MINUTES * 60))
 
 
 @pytest.mark.row(NUMBER, FAULT, PROMISE)
+@pytest.mark.campaign
 @pytest.mark.timeout(deadline.seconds(SECONDS + 180))
 def test_the_soak(row: Row, tmp_path: Path) -> None:
     """Every kind of client, and about every fault once."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +11,6 @@ import pytest
 
 from tests import processes
 from tests.conftest import StartForwarder
-from tests.deadline import until
 from tests.forwarder import Forwarder
 from tests.ports import free_port
 from tests.sockets import Address, Listener, connect
@@ -43,17 +40,11 @@ class Route:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Its workers do not run inside the block, so what happens there meets them as one burst."""
-        pids = list(self.forwarder.workers().values())
+        """It moves no byte inside the block: what happens there meets its workers as one burst."""
+        pids = self.forwarder.serving()
         assert pids
-        try:
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            until(lambda: all(found.state == "T" for pid in pids if (found := processes.stat(pid))))
+        with processes.stopped(*pids):
             yield
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
 
     def greet(self, pair: Pair) -> None:
         """Four bytes each way: the session is established in the forwarder's eyes too."""

@@ -15,7 +15,7 @@ import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -77,20 +77,6 @@ def successor(running: Forwarder, dead: int, seconds: float = 10) -> int:
     """The exporter that has replaced the one with the pid `dead`, once it serves."""
     until(lambda: running.exporter() not in (None, dead), seconds, "its successor")
     return exporter_of(running)
-
-
-@contextmanager
-def stopped(*pids: int) -> Iterator[None]:
-    """The processes do not run inside the block."""
-    try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        until(lambda: all(found.state == "T" for pid in pids if (found := processes.stat(pid))))
-        yield
-    finally:
-        for pid in pids:
-            if processes.alive(pid):
-                os.kill(pid, signal.SIGCONT)
 
 
 def free(port: int) -> bool:
@@ -414,7 +400,7 @@ def test_a_stopped_exporter_is_replaced(here: Route) -> None:
     answered by its successor."""
     running = here.forwarder
     url, pid = metrics_url(running), exporter_of(running)
-    with stopped(pid), connect((HOST, port_of(url))) as client:
+    with processes.stopped(pid), connect((HOST, port_of(url))) as client:
         client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
         successor(running, pid, PATIENCE)
         assert read_to_end(client).data.endswith(b"\r\n\r\nok\n")
@@ -525,8 +511,8 @@ def test_healthy_is_a_beating_worker_and_a_beating_supervisor(here: Route) -> No
     url = metrics_url(running)
     until(lambda: answers(url, "/healthz") == 200, what="good health")
     with ExitStack() as stack:
-        with stopped(*running.workers().values()):
-            with stopped(running.pid):
+        with processes.stopped(*running.workers().values()):
+            with processes.stopped(running.pid):
                 stack.enter_context(connect(here.address))  # queues: its length is the supervisor's to tell
                 until(lambda: answers(url, "/healthz") == 503, PATIENCE, "the silence to be noticed")
             until(lambda: total(scrape(url), "listener_queue_length") == 1, what="the supervisor's next tick")

@@ -324,7 +324,7 @@ def test_a_client_that_cannot_be_watched_is_not_forgotten_in_silence(
         running = forwarder(f"127.0.0.1 {port} {behind.host} {behind.port}\n", workers=1)
         worker = running.worker()
         with injected(worker, tmp_path, "epoll_ctl", "error=ENOSPC:when=2") as trace:
-            with frozen(worker):
+            with processes.stopped(worker):
                 client = connect(("127.0.0.1", port))
                 client.sendall(b"a part, ")
             with client, behind.accept() as connection:
@@ -365,17 +365,6 @@ def reluctant(connection: socket.socket, visit: Visit) -> None:
     sink(connection, visit)
 
 
-@contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    """The process does not run inside the block."""
-    try:
-        os.kill(pid, signal.SIGSTOP)
-        until(lambda: (found := processes.stat(pid)) and found.state in "Tt", what="the worker to stop")
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 def pour(client: socket.socket) -> bytes:
     """Send as much as the kernel takes now; what was sent."""
     patience = client.gettimeout()
@@ -403,7 +392,7 @@ class Crowded(Shared):
         worker = self.running.worker()
         while idle := len(pipes(worker)) - 1 - len(bytes_in_pipes(worker)):  # one is its wake-up
             goal = idle + len(bytes_in_pipes(worker))
-            with frozen(worker):
+            with processes.stopped(worker):
                 self.clients += [self.connect() for _ in range(idle)]
                 for client in self.clients[-idle:]:
                     pour(client)
@@ -460,7 +449,7 @@ def test_without_another_pipe_it_copies(crowded: Crowded, call: str, what: str) 
 
         def happened() -> bool:
             crowded.full(0)  # a path that has grown meanwhile would set a pipe free
-            with frozen(worker):
+            with processes.stopped(worker):
                 sent.extend(pour(client))
             return "INJECTED" in trace.read_text()
 

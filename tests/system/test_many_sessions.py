@@ -11,14 +11,13 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests import deadline, processes
+from tests.apart import apart, said, say, tell
 from tests.deadline import until
 from tests.forwarder import Forwarder
 from tests.peers import lack
@@ -56,36 +55,11 @@ def workers(forwarder: Forwarder) -> dict[int, Worker]:
     return held
 
 
-@contextmanager
-def apart(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """This module in a process of its own, as `main` understands `arguments`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def order(crowd: list[subprocess.Popen[str]], text: str) -> list[str]:
     """Tell every client process `text`; return what each answers."""
     for client in crowd:
-        assert client.stdin is not None
-        client.stdin.write(f"{text}\n")
-        client.stdin.flush()
+        tell(client, text)
     return [said(client) for client in crowd]
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    """The next line of a process of ours."""
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +82,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         lack(f"needs {NEEDED} descriptors per process (ulimit -Hn)")
     ports = [free_port() for _ in range(BACKENDS)]
     with ExitStack() as stack:
-        backends = [stack.enter_context(apart("echo")) for _ in range(BACKENDS)]
+        backends = [stack.enter_context(apart(__name__, "echo")) for _ in range(BACKENDS)]
         lines = [
             f"127.0.0.1 {port} 127.0.0.1 {said(backend)}\n"
             for port, backend in zip(ports, backends, strict=True)
@@ -116,7 +90,10 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         forwarder = stack.enter_context(Forwarder(tmp_path_factory.mktemp("many"), "".join(lines), workers=2))
         before = workers(forwarder)
         share = SESSIONS // CLIENTS
-        clients = [stack.enter_context(apart("clients", number, share, *ports)) for number in range(CLIENTS)]
+        clients = [
+            stack.enter_context(apart(__name__, "clients", number, share, *ports))
+            for number in range(CLIENTS)
+        ]
         opened = order(clients, "open")
         during = workers(forwarder)
         echoed = order(clients, "echo")
@@ -185,8 +162,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def serve() -> None:
     """A backend: say the port, echo until stdin ends."""
     server = await asyncio.start_server(echo, "127.0.0.1", free_port(), backlog=4096)
-    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
+    say(server.sockets[0].getsockname()[1])
     await asyncio.to_thread(sys.stdin.read)
 
 
@@ -236,8 +212,7 @@ class Clients:
             results = await asyncio.gather(*(self.one(move, session) for session in range(self.count)))
             good = results.count("ok")
             wrong = next((result for result in results if result != "ok"), "")
-            sys.stdout.write(f"{good} {wrong}".strip() + "\n")
-            sys.stdout.flush()
+            say(f"{good} {wrong}".strip())
 
 
 def main() -> None:
@@ -249,7 +224,6 @@ def main() -> None:
     else:
         number, count, *ports = map(int, sys.argv[2:])
         asyncio.run(Clients(number, count, [("127.0.0.1", port) for port in ports]).obey())
-    sys.stdout.flush()
     os._exit(0)  # closing thousands of transports one by one helps nobody
 
 

@@ -195,9 +195,7 @@ def test_clients_queued_at_a_removed_forward_are_served(site: StartSite) -> None
     here = site()
     workers = here.forwarder.workers().values()
     with ExitStack() as stack:
-        for pid in workers:
-            os.kill(pid, signal.SIGSTOP)
-        until(lambda: all(found.state == "T" for pid in workers if (found := processes.stat(pid))))
+        processes.stop(*workers)
         # Many more than a worker accepts before it hears of the reload.
         clients = [stack.enter_context(connect(here.address)) for _ in range(10 * ENOUGH)]
         here.forwarder.configure(here.line(free_port()))
@@ -492,8 +490,7 @@ def stopped_reload(here: Site, config: str, listening: int) -> tuple[int, int]:
     Returns the pids of workers 0 and 1 once `listening`, a port of `config`, is open.
     """
     answering, waiting = here.forwarder.worker(0), here.forwarder.worker(1)
-    os.kill(waiting, signal.SIGSTOP)
-    until(lambda: (found := processes.stat(waiting)) and found.state == "T")
+    processes.stop(waiting)
     here.forwarder.configure(config)
     here.forwarder.hup()
     until(lambda: listens((HOST, listening)), what=f"port {listening}")
@@ -565,12 +562,9 @@ def test_a_reload_brings_back_what_the_one_before_removed(site: StartSite) -> No
 
 def order_together(forwarder: Forwarder, *orders: signal.Signals) -> None:
     """Send all of `orders` so that the program finds them at once."""
-    supervisor = forwarder.pid
-    os.kill(supervisor, signal.SIGSTOP)
-    until(lambda: (found := processes.stat(supervisor)) and found.state == "T")
-    for order in orders:
-        forwarder.send(order)
-    os.kill(supervisor, signal.SIGCONT)
+    with processes.stopped(forwarder.pid):
+        for order in orders:
+            forwarder.send(order)
 
 
 def test_a_reload_together_with_a_drain_leaves_sessions_alone(site: StartSite) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import random
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests import deadline, processes
+from tests.apart import apart, said, say
 from tests.deadline import until
 from tests.forwarder import Forwarder
 from tests.ports import free_port
@@ -245,28 +245,6 @@ class Passage:
     growth: int
 
 
-@contextmanager
-def sending(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The sender, in a process of its own; see `send_a_gigabyte`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__, *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    """The next line that the sender writes."""
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
 def stop_and_go(receiver: socket.socket, pid: int) -> tuple[tuple[int, str], int, int]:
     """Read to the end, with stalls of 1 to 64 MiB apart in which everything comes to a stop.
 
@@ -301,12 +279,12 @@ def passage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             listener = stack.enter_context(Listener())
             target = listener.port
         else:
-            process = stack.enter_context(sending("listen", "0"))
+            process = stack.enter_context(apart(__name__, "listen", 0))
             target = int(said(process))
         config = f"127.0.0.1 {port} 127.0.0.1 {target}\n"
         forwarder = stack.enter_context(Forwarder(tmp_path_factory.mktemp("passage"), config, workers=1))
         if request.param == "backend":
-            process = stack.enter_context(sending("connect", str(port)))
+            process = stack.enter_context(apart(__name__, "connect", port))
             receiver = stack.enter_context(listener.accept())
         else:
             receiver = stack.enter_context(connect(("127.0.0.1", port)))
@@ -411,8 +389,7 @@ def send_a_gigabyte(connection: socket.socket) -> None:
         digest.update(piece)
         sent += len(piece)
     finish(connection)
-    sys.stdout.write(f"{sent} {digest.hexdigest()}\n")
-    sys.stdout.flush()
+    say(f"{sent} {digest.hexdigest()}")
     connection.recv(1)
 
 
@@ -424,8 +401,7 @@ def main() -> None:
             send_a_gigabyte(connection)
         return
     with Listener() as listener:
-        sys.stdout.write(f"{listener.port}\n")
-        sys.stdout.flush()
+        say(listener.port)
         with listener.accept() as connection:
             send_a_gigabyte(connection)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from contextlib import ExitStack
 
 from tests import processes
@@ -21,8 +19,7 @@ def test_a_hung_worker_is_replaced(route: StartRoute) -> None:
     here = route(workers=2)
     hung, idle = here.forwarder.worker(0), here.forwarder.worker(1)
     with ExitStack() as stack:
-        os.kill(hung, signal.SIGSTOP)
-        until(lambda: (found := processes.stat(hung)) and found.state == "T", what="the worker to stop")
+        processes.stop(hung)
         clients = [stack.enter_context(connect(here.address)) for _ in range(20)]
         for number, client in enumerate(clients):
             client.sendall(b"%02d" % number)

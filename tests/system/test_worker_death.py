@@ -12,7 +12,6 @@ import signal
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -36,10 +35,14 @@ def queue_length(pid: int) -> int:
     """Connections that wait in the accept queues of the sockets `pid` listens on (proc(5), net/tcp)."""
     held = set(processes.descriptors(pid).values())
     waiting = 0
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, _, _, state, queues, _, _, _, _, inode, *_ = line.split()
-        if state == "0A" and f"socket:[{inode}]" in held:
-            waiting += int(queues.partition(":")[2], 16)
+    with open("/proc/net/tcp", encoding="ascii") as sockets:
+        next(sockets)
+        for line in sockets:
+            _, _, _, state, queues, _, _, _, _, inode, *_ = line.split()
+            if state != "0A":  # listening sockets come first, and then perhaps tens of thousands of others
+                break
+            if f"socket:[{inode}]" in held:
+                waiting += int(queues.partition(":")[2], 16)
     return waiting
 
 
@@ -85,9 +88,7 @@ def killing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             for slot, pid in forwarder.workers().items()
             if slot == 0 or request.param != "one worker"
         }
-        for pid in victims.values():
-            os.kill(pid, signal.SIGSTOP)
-        until(lambda: all(found.state == "T" for pid in victims.values() if (found := processes.stat(pid))))
+        processes.stop(*victims.values())
         stopped = time.monotonic()
         # Well before the supervisor's watchdog would do it.
         until(lambda: all(queue_length(pid) >= QUEUED for pid in victims.values()), 3, "queued connections")
