@@ -8,10 +8,23 @@ import pytest
 
 from tests.conftest import StartForwarder
 from tests.faults.aftermath import Aftermath
-from tests.faults.row import Row
+from tests.faults.row import FULL, Row
 from tests.forwarder import Forwarder, Kind
 
 StartWatched = Callable[..., Aftermath]
+
+ONLY_FULL = {"haproxy": "compared in the campaign only"}
+"""Programs that the small form leaves out, and the reason."""
+
+
+def compared(*others: Kind) -> pytest.MarkDecorator:
+    """The row is for fastfwd, and for these."""
+    kinds = []
+    for kind in ("fastfwd", *others):
+        left_out = pytest.mark.skipif(kind in ONLY_FULL and not FULL, reason=ONLY_FULL.get(kind, ""))
+        kinds.append(pytest.param(kind, marks=left_out))
+    return pytest.mark.parametrize("kind", kinds, indirect=True)
+
 
 PASSED = pytest.StashKey[bool]()
 
