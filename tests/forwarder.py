@@ -1,4 +1,4 @@
-"""Runs the program under test, or C rinetd with the same interface, on a configuration.
+"""Runs the program under test, or C rinetd or HAProxy with the same interface, on a configuration.
 
     with Forwarder(tmp_path, f"127.0.0.1 {port} {backend.host} {backend.port}\n") as forwarder:
         client = connect(("127.0.0.1", port))
@@ -24,14 +24,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from tests import deadline, processes
+from tests import deadline, haproxy, processes
 from tests.deadline import until
 from tests.peers import require_peer
 
-Kind = Literal["fastfwd", "rinetd"]
+Kind = Literal["fastfwd", "rinetd", "haproxy"]
 
-READY = {"fastfwd": "ready:", "rinetd": "rinetd: starting redirections..."}
+READY = {"fastfwd": "ready:", "rinetd": "rinetd: starting redirections...", "haproxy": "Loading success."}
 """What each kind writes to stderr once it serves."""
+
+RELOADED = {"fastfwd": "reloaded:", "haproxy": "Loading success."}
+REFUSED = {"fastfwd": "reload refused:", "haproxy": "Loading failure!"}
+"""What they write when a reload is done, or refused. C rinetd says neither."""
 
 WORKER = re.compile(r"fastfwd-w(\d+)")
 RESOLVER = "fastfwd-dns"
@@ -46,7 +50,15 @@ COLUMNS = (
 
 def program(kind: Kind = "fastfwd") -> list[str]:
     """The command, without arguments."""
-    return [sys.executable, "-m", "fastfwd"] if kind == "fastfwd" else [require_peer("rinetd")]
+    return [sys.executable, "-m", "fastfwd"] if kind == "fastfwd" else [require_peer(kind)]
+
+
+def version(kind: Kind) -> str:
+    """What it says of itself, to two numbers: `2.6`."""
+    said = subprocess.run([*program(kind), "-v"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\d+\.\d+", said)
+    assert found, said
+    return found[0]
 
 
 def run(*args: str, cwd: Path | None = None, seconds: float = 20) -> subprocess.CompletedProcess[str]:
@@ -71,9 +83,9 @@ class Forwarder:
     """One running program in a directory of its own below `directory`.
 
     `config` is a configuration text, dedented; `logfile` and `workers` lines are
-    appended unless it has its own (or `log=False`, `workers=None`). `command` is put
-    before the program (`["strace", ...]`, `["ip", "netns", "exec", ...]`), `env` is
-    added to the environment.
+    appended unless it has its own (or `log=False`, `workers=None`); for HAProxy it is
+    translated (tests/haproxy.py). `command` is put before the program (`["strace", ...]`,
+    `["ip", "netns", "exec", ...]`), `env` is added to the environment.
     """
 
     def __init__(
@@ -93,18 +105,20 @@ class Forwarder:
         self.mark = f"FASTFWD_TEST_MARK={uuid.uuid4()}"
         self.directory = directory / f"{kind}-{self.mark[-8:]}"
         self.directory.mkdir()
-        self.config_path = self.directory / "rinetd.conf"
-        self.log_path = self.directory / "connections.log"
+        self.config_path = self.directory / ("haproxy.cfg" if kind == "haproxy" else "rinetd.conf")
+        self.log_path = self.directory / ("stdout" if kind == "haproxy" else "connections.log")
         self.stderr_path = self.directory / "stderr"
         self.log = log
         self.worker_count = workers
         self.closed = False
         self.expected_return = {0}
         self.configure(config)
+        # HAProxy has a master, which reloads, and a worker, which serves.
+        start = ["-W", "-f"] if kind == "haproxy" else ["-f", "-c"]
         name, _, value = self.mark.partition("=")
         with self.stderr_path.open("wb") as stderr, (self.directory / "stdout").open("wb") as stdout:
             self.process = subprocess.Popen(
-                [*command, *program(kind), "-f", "-c", str(self.config_path), *args],
+                [*command, *program(kind), *start, str(self.config_path), *args],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -128,7 +142,9 @@ class Forwarder:
         directives = {line.split()[0] for line in text.splitlines() if line.split()}
         if text and not text.endswith("\n"):
             text += "\n"
-        if self.log and "logfile" not in directives:
+        if self.kind == "haproxy":
+            text = haproxy.translated(text, threads=self.worker_count or 1, log=self.log)
+        elif self.log and "logfile" not in directives:
             text += f"logfile {self.log_path}\n"
         if self.kind == "fastfwd" and self.worker_count is not None and "workers" not in directives:
             text += f"workers {self.worker_count}\n"
@@ -140,7 +156,7 @@ class Forwarder:
 
     @property
     def pid(self) -> int:
-        """The supervisor's process (the only one of C rinetd)."""
+        """The supervisor's process (HAProxy's master, the only one of C rinetd)."""
         # Another command before it may have become it (ip netns exec) or have it as a child (strace).
         for found in (self.process.pid, *(child.pid for child in processes.children(self.process.pid))):
             if processes.arguments(found)[:1] == program(self.kind)[:1]:
@@ -148,7 +164,11 @@ class Forwarder:
         return self.process.pid
 
     def workers(self) -> dict[int, int]:
-        """Slot -> pid of the workers that live now."""
+        """Slot -> pid of the workers that live now. Of HAProxy the one that serves is in slot 0, and
+        those that still have sessions from before a reload follow, the latest first."""
+        if self.kind == "haproxy":
+            born = sorted(processes.children(self.pid), key=lambda each: (each.start, each.pid))
+            return {slot: each.pid for slot, each in enumerate(reversed(born))}
         found = {}
         for child in processes.children(self.pid):
             if match := WORKER.fullmatch(child.comm):
@@ -157,11 +177,11 @@ class Forwarder:
 
     def worker(self, slot: int = 0) -> int:
         """The pid of the worker in `slot` (of C rinetd: of the only process)."""
-        return self.workers()[slot] if self.kind == "fastfwd" else self.pid
+        return self.pid if self.kind == "rinetd" else self.workers()[slot]
 
     def serving(self) -> list[int]:
-        """The processes that move the bytes: its workers; C rinetd itself."""
-        return list(self.workers().values()) if self.kind == "fastfwd" else [self.pid]
+        """The processes that move the bytes: its workers, or C rinetd itself."""
+        return [self.pid] if self.kind == "rinetd" else list(self.workers().values())
 
     def resolver(self) -> int | None:
         """The pid of the resolver, if there is one."""
@@ -212,6 +232,12 @@ class Forwarder:
     def wait_ready(self, seconds: float = 15) -> None:
         """Wait until it serves."""
         self.wait_said(READY[self.kind], seconds=seconds)
+        self.wait_obedient()
+
+    def wait_obedient(self) -> None:
+        """Wait until an order has an effect."""
+        if self.kind == "haproxy":
+            until(lambda: haproxy.obeys(self.pid), what="HAProxy to heed signals")
 
     def log_text(self) -> str:
         """The connection log so far; "" before it exists."""
@@ -245,15 +271,21 @@ class Forwarder:
 
     def hup(self) -> None:
         """Ask for a reload; `wait_reloaded` says when it is done."""
-        self.send(signal.SIGHUP)
+        self.send(signal.SIGUSR2 if self.kind == "haproxy" else signal.SIGHUP)
+
+    def reloaded(self) -> int:
+        """How many reloads it has carried out."""
+        # HAProxy's start is the first.
+        return self.said(RELOADED[self.kind]) - (self.kind == "haproxy")
 
     def reloads(self) -> int:
         """How many reloads it has finished or refused."""
-        return self.said("reloaded:") + self.said("reload refused:")
+        return self.reloaded() + self.said(REFUSED[self.kind])
 
     def wait_reloaded(self, count: int, seconds: float = 10) -> None:
         """Wait until it has finished or refused `count` reloads since its start."""
         until(lambda: self.reloads() >= count, seconds, f"{count} reloads\n{self.stderr()}")
+        self.wait_obedient()
 
     def reload(self, config: str | None = None) -> None:
         """Change the configuration if one is given, reload, and wait for the end of it."""
@@ -289,7 +321,7 @@ class Forwarder:
         """Stop it if it runs, and assert that it ended well: status, processes, no traceback.
 
         A test that ends it by other means puts the statuses it allows into
-        `expected_return`; C rinetd is not judged.
+        `expected_return`; C rinetd and HAProxy are not judged.
         """
         if self.closed:
             return

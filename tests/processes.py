@@ -37,6 +37,16 @@ def stat(pid: int) -> Stat | None:
     return Stat(pid, name, rest[0], int(rest[1]), ticks / os.sysconf("SC_CLK_TCK"), int(rest[19]))
 
 
+def busy(pid: int) -> float:
+    """Processor seconds that the process has used, to the nanosecond where the kernel counts so (in
+    /proc/PID/stat a hundredth is the least); 0 when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/schedstat").read_text()
+    except OSError:
+        return 0.0
+    return int(text.split()[0]) / 1e9
+
+
 def all_stats() -> list[Stat]:
     """Every process of the machine."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]

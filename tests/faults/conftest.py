@@ -17,6 +17,12 @@ from tests.forwarder import Forwarder, Kind
 
 StartWatched = Callable[..., Aftermath]
 
+
+def compared(*others: Kind) -> pytest.MarkDecorator:
+    """The row is for fastfwd, and for these."""
+    return pytest.mark.parametrize("kind", ["fastfwd", *others], indirect=True)
+
+
 PASSED = pytest.StashKey[bool]()
 
 

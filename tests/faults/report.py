@@ -11,6 +11,9 @@ import orjson
 from tests.faults.row import RESULTS
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "reliability.md"
+PROGRAMS: Final = {"fastfwd": "fastfwd", "rinetd": "C rinetd", "haproxy": "HAProxy"}
+"""The columns, in their order, and their headings."""
+
 BLOCK: Final = re.compile(r"(<!-- faults:begin -->\n).*?(<!-- faults:end -->)", re.DOTALL)
 
 
@@ -36,14 +39,26 @@ def outcome(result: dict[str, Any] | None) -> str:
     return f"{words}; {figures}" if figures else words
 
 
+def title(name: str, program: str, found: dict[int, dict[str, dict[str, Any]]]) -> str:
+    """`name` and the versions of `program` that the results are of, as far as they say."""
+    versions = {each[program].get("version", "") for each in found.values() if program in each}
+    return " ".join([name, ", ".join(sorted(versions - {""}))]).strip()
+
+
 def table() -> str:
-    """Markdown: a row per fault."""
-    lines = ["| # | fault | promise | fastfwd | C rinetd | test |", "| ---: | --- | --- | --- | --- | --- |"]
-    for number, programs in sorted(results().items()):
-        ours = programs.get("fastfwd") or next(iter(programs.values()))
+    """Markdown: a row per fault, a column per program."""
+    found = results()
+    titles = [title(name, program, found) for program, name in PROGRAMS.items()]
+    lines = [
+        f"| # | fault | promise | {' | '.join(titles)} | test |",
+        f"| ---: | --- | --- | {'--- | ' * len(titles)}--- |",
+    ]
+    for number, each in sorted(found.items()):
+        ours = each.get("fastfwd") or next(iter(each.values()))
+        outcomes = " | ".join(outcome(each.get(program)) for program in PROGRAMS)
         lines.append(
-            f"| {number} | {ours['fault']} | {ours['promise']} | {outcome(programs.get('fastfwd'))} |"
-            f" {outcome(programs.get('rinetd'))} | `{ours['test'].removeprefix('tests/faults/')}` |"
+            f"| {number} | {ours['fault']} | {ours['promise']} | {outcomes} |"
+            f" `{ours['test'].removeprefix('tests/faults/')}` |"
         )
     return "\n".join(lines) + "\n"
 

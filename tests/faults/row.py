@@ -15,7 +15,7 @@ from typing import Final
 
 import orjson
 
-from tests.forwarder import Kind
+from tests.forwarder import Kind, version
 
 RESULTS: Final = Path(__file__).parent / "results"
 
@@ -68,6 +68,7 @@ class Row:
                     "fault": self.fault,
                     "promise": self.promise,
                     "program": self.kind,
+                    "version": version(self.kind),
                     "test": self.test,
                     "tries": self.tries,
                     "broken": len(self.broken),

@@ -3,7 +3,8 @@ while clients of a forward that goes are in session and in its queue.
 
 C rinetd goes through all of them too. It answers who has said that he is finished in part at best
 (it has no half close), so of its short calls only errors count, and of its streams whether they lived:
-without a SIGHUP it has neither. A program that ends is one failure, however many are refused after it.
+without a SIGHUP it has neither. HAProxy's signal is SIGUSR2, to the master, and all of its load counts.
+A program that ends is one failure, however many are refused after it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from functools import partial
 
 import pytest
 
-from tests import deadline, processes
+from tests import deadline, forwarder, processes
 from tests.conftest import StartServer
 from tests.deadline import until
-from tests.faults.conftest import StartWatched
+from tests.faults.conftest import StartWatched, compared
 from tests.faults.row import Row, scaled
 from tests.forwarder import Forwarder, Kind
 from tests.load import Load, word
@@ -48,12 +49,23 @@ from tests.system.test_reload import (
     unresolvable,
 )
 
-COMPARED = pytest.mark.parametrize("kind", ["fastfwd", "rinetd"], indirect=True)
-
 STREAMS = 8
 
 SESSIONS = 8
 """Of a `Site`, open while its configuration changes."""
+
+REFUSED = {
+    "fastfwd": "reload refused: 1 problem; the old configuration goes on",
+    "haproxy": forwarder.REFUSED["haproxy"],
+}
+"""What is said then."""
+
+
+def alien(here: Site, stack: ExitStack) -> str:
+    """What is not a line of rinetd's either is none of HAProxy's."""
+    here.forwarder.config_path.write_text(f"{HOST} 80 nowhere\n")
+    return ""
+
 
 SPOILS: tuple[Spoil, ...] = (syntax, missing, taken, unresolvable, directory, unreadable)
 
@@ -90,14 +102,14 @@ class Traffic:
             self.load.stop()
         gone = not self.running.running()
         streams = self.load.streams if gone else cut
-        if self.row.kind == "fastfwd":
+        if self.row.kind != "rinetd":
             streams = [each for each in self.load.streams if each.verified != each.sent or each.how != "ok"]
         self.row.tried(
             self.streams, [f"a stream: {each.how}, {each.verified} of {each.sent}" for each in streams]
         )
         self.row.held(not gone, f"the program ended with status {self.running.process.returncode}")
         calls = [call.how for call in self.load.calls if not (gone and call.how == "ECONNREFUSED")]
-        failed = [how for how in calls if how != "ok" and (self.row.kind == "fastfwd" or "bytes" not in how)]
+        failed = [how for how in calls if how != "ok" and (self.row.kind != "rinetd" or "bytes" not in how)]
         self.row.tried(len(calls), [f"a call: {how}" for how in failed])
 
 
@@ -147,7 +159,7 @@ def memory(running: Forwarder) -> int:
     return sum(map(processes.rss, running.pids()))
 
 
-@COMPARED
+@compared("rinetd", "haproxy")
 @pytest.mark.row(
     6,
     "SIGHUP with a good file, again and again, under load",
@@ -172,20 +184,19 @@ def test_reloads_under_load(row: Row, kind: Kind, watched: StartWatched) -> None
                     break
                 running.hup()
                 done += 1
-                if kind == "fastfwd":
+                if kind != "rinetd":
                     running.wait_reloaded(number + 1)
                     took.append(time.monotonic() - began)
             found.load.more(60)
-        if kind == "fastfwd":
-            row.held(
-                running.said("reloaded:") == reloads, f"only {running.said('reloaded:')} were carried out"
-            )
-            running.reload(kept)
+        if kind != "rinetd":
+            row.held(running.reloaded() == reloads, f"only {running.reloaded()} were carried out")
             row.figure("slowest", max(took) * 1e3, "ms")
+        if kind == "fastfwd":
+            running.reload(kept)
     row.figure("reloads", done)
 
 
-@COMPARED
+@compared("rinetd", "haproxy")
 @pytest.mark.row(
     7,
     "SIGHUP with a bad file: a syntax error, no file, a port that is taken, an unknown name, a directory,"
@@ -194,10 +205,12 @@ def test_reloads_under_load(row: Row, kind: Kind, watched: StartWatched) -> None
 )
 @pytest.mark.timeout(deadline.seconds(240))
 def test_bad_reloads(row: Row, kind: Kind, watched: StartWatched, backend: StartServer) -> None:
-    """C rinetd is started anew for each of them: it ends with the first."""
-    spoils = SPOILS * scaled(1, 8)
-    # Each of them ends it: the small form is content with two.
-    lives_of_it = [spoils] if kind == "fastfwd" else [(spoil,) for spoil in SPOILS[: scaled(2, len(SPOILS))]]
+    """The others are started anew for each of them: C rinetd ends with the first, and what HAProxy
+    carries out instead of refusing it would be the configuration that the next one finds."""
+    spoils = (alien if kind == "haproxy" else syntax, *SPOILS[1:]) * scaled(1, 8)
+    if kind == "rinetd":  # the small form is content with two
+        spoils = SPOILS[: scaled(2, len(SPOILS))]
+    lives_of_it = [spoils] if kind == "fastfwd" else [(spoil,) for spoil in spoils]
     ended = 0
     with serve_apart("echo") as behind:
         for some in lives_of_it:
@@ -213,8 +226,8 @@ def test_bad_reloads(row: Row, kind: Kind, watched: StartWatched, backend: Start
                         spoil(here, spoiled)
                         here.forwarder.hup()
                         wait_refused(here.forwarder, number)
-                        refused = here.forwarder.said("reload refused: 1 problem; the old configuration")
-                        row.held(kind == "rinetd" or refused == number, f"{spoil.__name__}: not refused")
+                        refused = here.forwarder.said(REFUSED[kind]) if kind in REFUSED else number
+                        row.held(refused == number, f"{spoil.__name__}: not refused")
                         row.held(
                             all_greet(here.address, "one"), f"{spoil.__name__}: new clients are not served"
                         )
@@ -230,7 +243,7 @@ def test_bad_reloads(row: Row, kind: Kind, watched: StartWatched, backend: Start
 def wait_refused(running: Forwarder, count: int) -> None:
     """Wait until it has dealt with so many bad files. C rinetd does not say so: it ends, or it has
     looked at the file within a second, as far as anybody can tell."""
-    if running.kind == "fastfwd":
+    if running.kind != "rinetd":
         running.wait_reloaded(count)
         return
     try:
@@ -239,7 +252,7 @@ def wait_refused(running: Forwarder, count: int) -> None:
         pass
 
 
-@COMPARED
+@compared("rinetd", "haproxy")
 @pytest.mark.row(
     8,
     "a storm of 100 SIGHUPs, sessions and calls going on",
@@ -276,7 +289,7 @@ def test_storms(row: Row, kind: Kind, watched: StartWatched, backend: StartServe
             del seen["refused"]  # its end is one failure
         lost = sum(count for answer, count in seen.items() if answer not in ("one", "two"))
         row.tried(seen.total(), [f"clients of the changed forward: {dict(seen)}"] * lost)
-        if kind == "fastfwd":
+        if kind != "rinetd":
             row.figure("reloads that came of 100", running.reloads() / storms)
         if running.running():
             row.figure("memory after", (memory(running) - before) / 1024, "KiB more")
@@ -286,7 +299,7 @@ def test_storms(row: Row, kind: Kind, watched: StartWatched, backend: StartServe
         row.figure("slowest to settle", max(settled) * 1e3, "ms")
 
 
-@COMPARED
+@compared("rinetd", "haproxy")
 @pytest.mark.row(
     9,
     "a forward is removed while it has sessions and clients in its queue, and comes back",
@@ -315,6 +328,7 @@ def test_a_forward_goes_and_comes_back(
                     processes.stop(*pids)
                     waiting = [stack.enter_context(connect(here.address)) for _ in range(ENOUGH)]
                     running.configure(kept)
+                    running.wait_obedient()
                     running.hup()
                     for pid in pids:
                         os.kill(pid, signal.SIGCONT)
@@ -326,6 +340,7 @@ def test_a_forward_goes_and_comes_back(
                     row.held(all(map(alive, clients)), "a session of the removed forward has ended")
                     row.held(all_told(here.address, "refused", seen), "a newcomer is let in")
                     running.configure(here.line(port) + kept)
+                    running.wait_obedient()
                     running.hup()
                     until(partial(all_told, here.address, "one", seen), what="the forward to be back")
                     row.held(all(map(alive, clients)), "a session of the removed forward has ended")
