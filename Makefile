@@ -5,8 +5,8 @@
 #   make check        lint, format and types only
 #   make bench        measure everything and write the report: 40 minutes, best as root on an idle machine
 #   make bench-quick  one short round of the same, to look at: two minutes
-#   make faults       the whole campaign of faults, and its table in docs/reliability.md: best as root
-#   make soak         twenty minutes of load and faults at random (SOAK=minutes)
+#   make faults       the whole campaign of faults (45 minutes), and its table in docs/reliability.md: best as root
+#   make soak         its last row alone: twenty minutes of load and faults at random (SOAK=minutes)
 #   make clean        remove everything these made
 #
 # A different interpreter: make run PYTHON=python3.12
@@ -42,11 +42,11 @@ bench: $(VENV)/.installed-bench
 bench-quick: $(VENV)/.installed-bench
 	$(PY) -m bench --quick
 
+SOAK ?= 20
 faults: $(VENV)/.installed-dev
-	FASTFWD_FAULTS=full $(PY) -m pytest tests/faults
+	FASTFWD_FAULTS=full SOAK=$(SOAK) $(PY) -m pytest tests/faults
 	$(PY) -m tests.faults.report
 
-SOAK ?= 20
 soak: $(VENV)/.installed-dev
 	$(PY) -m tests.faults.soak $(SOAK)
 

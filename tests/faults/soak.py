@@ -1,6 +1,6 @@
 """The soak: mixed load and faults at random moments, for as long as one likes.
 
-    python -m tests.faults.soak [MINUTES [SEED]]        # 20 minutes, unless told otherwise
+    python -m tests.faults.soak [MINUTES [SEED]]        # SOAK minutes, or 20, unless told otherwise
 
 Clients of every kind (tests.faults.crowd) talk through the real program while workers are killed and
 stopped, configurations, good and bad, are read again, the log is rotated and a backend comes and
@@ -45,7 +45,7 @@ from tests.sockets import Listener
 from tests.system import test_many_sessions
 from tests.system.metrics import metrics_url, status
 
-MINUTES: Final = 20.0
+MINUTES: Final = float(os.environ.get("SOAK", "20"))
 
 NUMBER: Final = 40
 FAULT: Final = "the soak: mixed load, and every fault at random moments"
