@@ -244,11 +244,16 @@ class locked_elsewhere:  # noqa: N801  # reads as a statement
 
 def test_the_lock_is_the_processes_own() -> None:
     """While one has it another does not get it."""
-    census = Census(1)
+    census = Census(2)
     with locked_elsewhere(census, signal.SIGSTOP):
         until(lambda: not census.lock(), what="the lock is taken")
         with pytest.raises(BlockingIOError):
             fcntl.lockf(census._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_alone_it_needs_no_lock() -> None:
+    """With one slot nobody else is there to be kept out."""
+    assert not Census(1).lock()
 
 
 def test_abandoned_it_cannot_be_written() -> None:
