@@ -180,8 +180,8 @@ class Forwarder:
         return self.pid if self.kind == "rinetd" else self.workers()[slot]
 
     def serving(self) -> list[int]:
-        """The processes that move the bytes: its workers, or C rinetd itself."""
-        return [self.pid] if self.kind == "rinetd" else list(self.workers().values())
+        """The processes that take new connections: its workers; HAProxy's present one; C rinetd itself."""
+        return list(self.workers().values()) if self.kind == "fastfwd" else [self.worker()]
 
     def resolver(self) -> int | None:
         """The pid of the resolver, if there is one."""
