@@ -5,8 +5,8 @@
 #   make check        lint, format and types only
 #   make bench        measure everything and write the report: 40 minutes, best as root on an idle machine
 #   make bench-quick  one short round of the same, to look at: two minutes
-#   make faults       the whole campaign of faults (45 minutes), and its table in docs/reliability.md: best as root
-#   make soak         its last row alone: twenty minutes of load and faults at random (SOAK=minutes)
+#   make faults       the whole campaign of faults (50 minutes), and its table in docs/reliability.md: best as root
+#   make soak         its row 40 alone: twenty minutes of load and faults at random (SOAK=minutes)
 #   make clean        remove everything these made
 #
 # A different interpreter: make run PYTHON=python3.12
