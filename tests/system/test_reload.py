@@ -88,16 +88,18 @@ def lives(client: socket.socket) -> bool:
 
 
 def greeting(address: Address) -> str:
-    """What a new client of `address` is told first; "" if it is turned away, `refused` if nobody listens."""
+    """What a new client of `address` is told first.
+
+    "" if it is turned away, `refused` if nobody listens, `reset` if its listener went while it connected: connect()
+    itself says so where the reset comes before it returns.
+    """
     try:
-        client = connect(address)
+        with connect(address) as client:
+            return read_exactly(client, 3).decode()
     except ConnectionRefusedError:
         return "refused"
-    with client:
-        try:
-            return read_exactly(client, 3).decode()
-        except ConnectionResetError:
-            return "reset"
+    except ConnectionResetError:
+        return "reset"
 
 
 def all_greet(address: Address, expected: str) -> bool:
