@@ -47,6 +47,7 @@ class Outcome(enum.Enum):
     OVER_CLIENT_LIMIT = "over-client-limit"
     IDLE_TIMEOUT = "idle-timeout"
     HALF_CLOSE_TIMEOUT = "half-close-timeout"
+    EVICTED = "evicted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +167,15 @@ class MetricsAddress:
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What protects a forwarder from its clients and its backends. Connections count from
-    accept to close, over all workers; times are in seconds. None: no limit."""
+    accept to close, over all workers; times are in seconds. None: no limit. `udp_connections` is the
+    most flows of each forward."""
 
     connections: int | None = None
     connections_per_client: int | None = None
     connect_timeout: int = 10
     idle_timeout: int | None = None
     half_close_timeout: int | None = None
+    udp_connections: int = 5000
 
 
 @dataclass(frozen=True, slots=True)

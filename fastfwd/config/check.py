@@ -34,7 +34,7 @@ def check(config: Config, *, addresses: Addresses, is_local: IsLocal) -> list[Pr
         is_local: whether an address belongs to this host. Asked only when it matters.
     """
     problems = [
-        *_not_yet(config),
+        *_mixed(config),
         *_conflicts(config, addresses),
         *_metrics(config, addresses),
         *_sources(config, addresses),
@@ -64,13 +64,12 @@ def _wildcards(address: Address) -> tuple[Address, ...]:
     return (_ANY4, _ANY6) if address.family == socket.AF_INET else (_ANY6,)
 
 
-def _not_yet(config: Config) -> Iterator[Problem]:
+def _mixed(config: Config) -> Iterator[Problem]:
     for forward in config.forwards:
-        for end in (forward.listen, forward.target):
-            if end.protocol is Protocol.UDP:
-                message = f"expected a TCP port, found {quote(str(end))}: UDP is not forwarded yet"
-                yield Problem(forward.origin, message)
-                break
+        listen, target = forward.listen.protocol.value, forward.target.protocol.value
+        if listen != target:
+            message = f"expected '/{listen}' on both sides, found {quote(str(forward.target))}"
+            yield Problem(forward.origin, message)
 
 
 def _conflicts(config: Config, addresses: Addresses) -> Iterator[Problem]:

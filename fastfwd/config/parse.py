@@ -26,7 +26,12 @@ from fastfwd.config.wording import expected, quote
 from fastfwd.model import AccessRule, Config, Forward, LogFormat, MetricsAddress, Origin, Problem
 
 MOST_WORKERS = 1024
-GUARDS = frozenset({"allow", "deny", "user", "group", "max-connections", "max-connections-per-client"})
+GUARDS = frozenset(
+    {
+        *("allow", "deny", "user", "group"),
+        *("max-connections", "max-connections-per-client", "max-udp-connections"),
+    }
+)
 LONGEST_PATH = 107  # bytes of sun_path without its NUL, unix(7)
 
 _BLANKS = " \t"
@@ -108,6 +113,7 @@ class _Reader:
             "max-connections-per-client": lambda rest: self.limit(
                 "max-connections-per-client", "connections_per_client", rest
             ),
+            "max-udp-connections": lambda rest: self.limit("max-udp-connections", "udp_connections", rest),
             "connect-timeout": lambda rest: self.time("connect-timeout", "connect_timeout", rest),
             "idle-timeout": lambda rest: self.time("idle-timeout", "idle_timeout", rest),
             "half-close-timeout": lambda rest: self.time("half-close-timeout", "half_close_timeout", rest),

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from fastfwd.observe.status import Distribution, ForwardStatus, Status, WorkerStatus
+from fastfwd.observe.status import Datagrams, Distribution, ForwardStatus, Status, WorkerStatus
 
 Series = Iterable[tuple[tuple[str, ...], float | Distribution]]
 """(label values in the order of the labels, value) of every sample."""
@@ -101,6 +101,19 @@ def _failures(status: Status) -> Series:
     for each in status.forwards:
         for reason, count in each.connect_failures.items():
             yield (each.forward, reason), count
+
+
+def _datagrams(read: Callable[[Datagrams], int]) -> Callable[[Status], Series]:
+    return lambda status: (
+        ((each.forward,), read(each.datagrams)) for each in status.forwards if each.datagrams is not None
+    )
+
+
+def _dropped(status: Status) -> Series:
+    for each in status.forwards:
+        if each.datagrams is not None:
+            for reason, count in each.datagrams.dropped.items():
+                yield (each.forward, reason), count
 
 
 def _resolved(status: Status) -> Series:
@@ -238,6 +251,27 @@ METRICS: Final = (
         ("forward",),
         "How long the dials that succeeded took.",
         _backends(lambda each: each.connect_seconds),
+    ),
+    Metric(
+        "fastfwd_udp_datagrams_received_total",
+        "counter",
+        ("forward",),
+        "Datagrams received from clients.",
+        _datagrams(lambda each: each.received),
+    ),
+    Metric(
+        "fastfwd_udp_datagrams_sent_total",
+        "counter",
+        ("forward",),
+        "Datagrams sent to clients.",
+        _datagrams(lambda each: each.sent),
+    ),
+    Metric(
+        "fastfwd_udp_datagrams_dropped_total",
+        "counter",
+        ("forward", "reason"),
+        "Datagrams lost here: no room in the listener's queue, not taken by the socket to that side.",
+        _dropped,
     ),
     Metric(
         "fastfwd_dns_lookups_total",

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 import psutil
 
 from fastfwd import __version__
+from fastfwd.model import Protocol
 from fastfwd.observe.rows import Row
 from fastfwd.observe.scoreboard import (
     CLOSED,
@@ -34,6 +35,7 @@ from fastfwd.observe.scoreboard import (
 )
 from fastfwd.observe.status import (
     ConfigStatus,
+    Datagrams,
     Distribution,
     ForwardStatus,
     History,
@@ -61,6 +63,7 @@ OUTCOMES: Final = {
     "local-connect-failed": ForwardCell.CLOSED_CONNECT,
     "idle-timeout": ForwardCell.CLOSED_IDLE,
     "half-close-timeout": ForwardCell.CLOSED_HALF_CLOSED,
+    "evicted": ForwardCell.CLOSED_EVICTED,
     "worker-died": ForwardCell.CLOSED_DIED,
 }
 DENIALS: Final = {
@@ -76,6 +79,11 @@ CONNECT_FAILURES: Final = {
     "reset": ForwardCell.RESET,
     "resolve": ForwardCell.RESOLVE,
     "local": ForwardCell.LOCAL,
+}
+DROPPED: Final = {
+    "queue": ForwardCell.DROPPED_QUEUE,
+    "backend": ForwardCell.DROPPED_BACKEND,
+    "client": ForwardCell.DROPPED_CLIENT,
 }
 ACCEPT_ERRORS: Final = {
     "emfile": Cell.ACCEPT_EMFILE,
@@ -237,7 +245,8 @@ class Observer:
             connect_seconds=distribution(CONNECT_TIME, cells),
             duration_seconds=distribution(DURATION, cells),
             dns_last_success=parts[0][ForwardCell.RESOLVED] / 1e9 if row.named else None,
-            queues=[] if forward is None else queues,
+            queues=[] if forward is None or row.protocol is Protocol.UDP else queues,
+            datagrams=None if row.protocol is Protocol.TCP else datagrams(cells),
             rates=self._rates(row.number, -1),
             history=self._history(row.number) if history else None,
         )
@@ -348,6 +357,15 @@ def distribution(histogram: Histogram, cells: Sequence[int]) -> Distribution:
         count += cells[place]
         buckets.append((bound, count))
     return Distribution(cells[histogram.sum] / 1e6, count + cells[histogram.sum - 1], buckets)
+
+
+def datagrams(cells: Sequence[int]) -> Datagrams:
+    """A row's figures of datagrams."""
+    return Datagrams(
+        received=cells[ForwardCell.DATAGRAMS_RECEIVED],
+        sent=cells[ForwardCell.DATAGRAMS_SENT],
+        dropped={reason: cells[cell] for reason, cell in DROPPED.items()},
+    )
 
 
 def _figure(sample: Sample, number: int, place: int) -> int:

@@ -134,38 +134,47 @@ class ForwardCell(enum.IntEnum):
     CLOSED_CONNECT = 4
     CLOSED_IDLE = 5
     CLOSED_HALF_CLOSED = 6
-    CLOSED_DIED = 7
+    CLOSED_EVICTED = 7
+    CLOSED_DIED = 8
     """Written by the supervisor, when the slot has no worker: see Scoreboard.settle."""
-    ACCEPTED = 8
+    ACCEPTED = 9
     """Connections let in: one cell of CLOSED_* counts the end of each. Whoever reads the row
     in order reads it after them: one that begins and ends in between does no harm."""
-    OPENED = 9
+    OPENED = 10
     """Those for which a first dial was begun."""
-    RECEIVED = 10
-    SENT = 11
+    RECEIVED = 11
+    SENT = 12
     """Bytes from clients, to clients."""
-    NOT_ALLOWED = 12
-    DENIED = 13
-    OVER_LIMIT = 14
-    OVER_CLIENT_LIMIT = 15
+    NOT_ALLOWED = 13
+    DENIED = 14
+    OVER_LIMIT = 15
+    OVER_CLIENT_LIMIT = 16
     """Connections that were not let in, by reason."""
-    CONNECTS = 16
+    CONNECTS = 17
     """Dials, one per address tried."""
-    REFUSED = 17
-    TIMEOUT = 18
-    UNREACHABLE = 19
-    RESET = 20
-    RESOLVE = 21
-    LOCAL = 22
+    REFUSED = 18
+    TIMEOUT = 19
+    UNREACHABLE = 20
+    RESET = 21
+    RESOLVE = 22
+    LOCAL = 23
     """Dials that failed, by reason."""
-    DURATION = 23
-    CONNECT_TIME = 34
+    DATAGRAMS_RECEIVED = 24
+    DATAGRAMS_SENT = 25
+    """From clients, to clients."""
+    DROPPED_BACKEND = 26
+    DROPPED_CLIENT = 27
+    """Datagrams that the socket to that side did not take."""
+    DURATION = 28
+    CONNECT_TIME = 39
     """Histograms: see DURATION and CONNECT_TIME below."""
     QUEUE_LENGTH = 56
     QUEUE_LIMIT = 57
     """The listener's accept queue."""
     RESOLVED = 58
     """When the target's name was last looked up with success; in slot 0's row."""
+    DROPPED_QUEUE = 59
+    """Datagrams that the listener's receive buffer had no room for."""
 
 
 LAG: Final = Histogram(Cell.LAG, (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5))

@@ -47,8 +47,18 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
+class Datagrams:
+    """From clients, to clients, and those that were lost here, by reason."""
+
+    received: int
+    sent: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardStatus:
-    """One forward. `configured` is False once a reload has taken it away."""
+    """One forward. `configured` is False once a reload has taken it away; `datagrams` is None where
+    it is one of TCP."""
 
     forward: str
     proto: str
@@ -69,6 +79,7 @@ class ForwardStatus:
     duration_seconds: Distribution
     dns_last_success: float | None
     queues: list[Queue]
+    datagrams: Datagrams | None
     rates: Rates | None
     history: History | None
 

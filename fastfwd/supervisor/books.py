@@ -7,6 +7,7 @@ process can write to the scoreboard, and one that has gone mad could write anyth
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,7 +15,7 @@ from fastfwd.model import Config, ConfigError, Forward, Origin, Problem
 from fastfwd.observe.rows import FullError, Key, assign, key
 from fastfwd.observe.scoreboard import ForwardCell, Scoreboard, State, SupervisorCell, WatchCell
 from fastfwd.supervisor.children import Child, Death
-from fastfwd.supervisor.listeners import Listeners, Place, queue
+from fastfwd.supervisor.listeners import Listeners, Place, drops, queue
 
 
 class Ledger:
@@ -139,12 +140,16 @@ class Books:
                 row[ForwardCell.RESOLVED] = when[forward.target.host]
 
     def queues(self, places: Sequence[Place], numbers: Mapping[Key, int], listeners: Listeners) -> None:
-        """The accept queues' lengths. The supervisor looks, because it is a worker that is
-        stuck whose queue grows."""
+        """The accept queues' lengths, and what receive buffers had no room for. The supervisor
+        looks, because it is a worker that is stuck whose queue grows."""
         found: dict[tuple[int, int], tuple[int, int]] = {}
         for place in places:
             number = numbers[key(place.forward)]
             for slot, listener in enumerate(listeners.held.get(place.key, ())):
+                if listener.type == socket.SOCK_DGRAM:
+                    row = self._scoreboard.forward(number, slot)
+                    row[ForwardCell.DROPPED_QUEUE] = drops(listener)
+                    continue
                 length, limit = queue(listener)
                 others = found.get((number, slot), (0, 0))
                 found[number, slot] = length + others[0], limit + others[1]

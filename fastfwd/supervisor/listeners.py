@@ -14,12 +14,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fastfwd.model import Address, Config, ConfigError, Forward, Problem
+from fastfwd.model import Address, Config, ConfigError, Endpoint, Forward, Problem, Protocol
 from fastfwd.worker.dial import tune
+from fastfwd.worker.udp import ask_for_address, is_any
 
 BACKLOG: Final = 65535
 """As long as the kernel allows (net.core.somaxconn, 4096 by default): rinetd's 128 drops
 bursts."""
+
+KINDS: Final = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
+
+DATAGRAMS: Final = 4 << 20
+"""Bytes of datagrams that may wait in a socket: the kernel's 208 KiB are a burst of 2,000 small ones."""
+
+SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; root's way past the limits
+SO_RCVBUFFORCE: Final = 33
+SO_MEMINFO: Final = 55
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +72,15 @@ class Listeners:
         for place in wanted:
             if place.key in self.held:
                 continue
-            port = place.forward.listen.port
             try:
                 try:
-                    group = self._bind(place.address, port, join=False)
+                    group = self._bind(place, join=False)
                 except OSError as error:
                     # Two of our own groups may meet while a reload swaps 0.0.0.0 for one
                     # address: a port that we hold ourselves is not somebody else's.
-                    if error.errno != errno.EADDRINUSE or not self._ours(port):
+                    if error.errno != errno.EADDRINUSE or not self._ours(place.forward.listen):
                         raise
-                    group = self._bind(place.address, port, join=True)
+                    group = self._bind(place, join=True)
             except OSError as error:
                 text = f"cannot listen on {place.forward.listen}: {error.strerror}"
                 problems.append(Problem(place.forward.origin, text))
@@ -80,8 +89,9 @@ class Listeners:
         try:
             if not problems:
                 for place in wanted:
-                    for sock in opened.get(place.key, ()):
-                        sock.listen(BACKLOG)
+                    if place.forward.listen.protocol is Protocol.TCP:
+                        for sock in opened.get(place.key, ()):
+                            sock.listen(BACKLOG)
         except OSError as error:
             text = f"cannot listen on {place.forward.listen}: {error.strerror}"
             problems.append(Problem(place.forward.origin, text))
@@ -103,17 +113,25 @@ class Listeners:
         close(self.held)
         self.held = {}
 
-    def _ours(self, port: int) -> bool:
-        return any(group[0].getsockname()[1] == port for group in self.held.values())
+    def _ours(self, listen: Endpoint) -> bool:
+        kind = KINDS[listen.protocol]
+        return any(
+            group[0].getsockname()[1] == listen.port and group[0].type == kind for group in self.held.values()
+        )
 
-    def _bind(self, address: Address, port: int, *, join: bool) -> list[socket.socket]:
+    def _bind(self, place: Place, *, join: bool) -> list[socket.socket]:
+        listen = place.forward.listen
+        port = listen.port
         group: list[socket.socket] = []
         try:
             for _ in range(self.slots):
-                sock = bind(address, port, join=join or bool(group))
+                sock = bind(place.address, port, join=join or bool(group), kind=KINDS[listen.protocol])
                 group.append(sock)
                 port = sock.getsockname()[1]
-                tune(sock)
+                if listen.protocol is Protocol.TCP:
+                    tune(sock)
+                else:
+                    make_room(sock)
         except OSError:
             for sock in group:
                 sock.close()
@@ -121,14 +139,18 @@ class Listeners:
         return group
 
 
-def bind(address: Address, port: int, *, join: bool) -> socket.socket:
-    """A non-blocking TCP socket bound to `port` of `address`; `join` lets it share the port with
-    our own sockets there. Raises OSError."""
-    sock = socket.socket(address.family, socket.SOCK_STREAM)
+def bind(
+    address: Address, port: int, *, join: bool, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
+    """A non-blocking socket bound to `port` of `address`, for TCP or for UDP; `join` lets it share the
+    port with our own sockets there. Raises OSError."""
+    sock = socket.socket(address.family, kind)
     try:
         sock.setblocking(False)
-        # Restart while old connections are in TIME_WAIT (ip(7)).
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind is socket.SOCK_STREAM:
+            # Restart while old connections are in TIME_WAIT (ip(7)). With UDP it would let anybody
+            # join in.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if address.family == socket.AF_INET6:
             # `::` takes IPv4 clients too, whatever net.ipv6.bindv6only says.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -144,12 +166,32 @@ def bind(address: Address, port: int, *, join: bool) -> socket.socket:
     return sock
 
 
+def make_room(sock: socket.socket) -> None:
+    """Room for DATAGRAMS bytes in a UDP socket, in both directions; without the right to that, as much
+    as net.core.rmem_max and wmem_max allow. Have it say to which address each datagram came, where
+    that is not always the same."""
+    for force, modest in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, force, DATAGRAMS)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, modest, DATAGRAMS)
+    if is_any(sock):
+        ask_for_address(sock)
+
+
 def queue(listener: socket.socket) -> tuple[int, int]:
     """Length and limit of a listener's accept queue, in connections: tcpi_unacked and
     tcpi_sacked of struct tcp_info (linux/tcp.h), which mean that for a listening socket."""
     information = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
     length, limit = struct.unpack_from("=II", information, 24)
     return length, limit
+
+
+def drops(listener: socket.socket) -> int:
+    """Datagrams that a UDP socket had no room for: SO_MEMINFO's SK_MEMINFO_DROPS (linux/sock_diag.h)."""
+    information = listener.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)
+    dropped: int = struct.unpack_from("=I", information, 32)[0]
+    return dropped
 
 
 def close(groups: Mapping[str, Sequence[socket.socket]]) -> None:

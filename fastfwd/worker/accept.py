@@ -86,7 +86,7 @@ class Listener:
             client = Socket(self.sock.family, STREAM, 0, descriptor)
             address: str = peer[0]
             if len(peer) == 4 and peer[3]:  # a link-local client: rinetd shows its zone too
-                address = f"{address}%{_zone(peer[3])}"
+                address = f"{address}%{zone(peer[3])}"
             if self.judge is not None and (refusal := self.judge(address)) is not None:
                 self._refuse(client, address, peer[1], refusal)
                 continue
@@ -114,7 +114,8 @@ class Listener:
             worker.log.event(Event(self.forward, outcome, address, port, serial=worker.next_serial()))
 
 
-def _zone(index: int) -> str:
+def zone(index: int) -> str:
+    """The name of the interface with that `index`, for a link-local address."""
     try:
         name = socket.if_indextoname(index)
     except OSError:  # the interface went away meanwhile

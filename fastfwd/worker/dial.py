@@ -69,6 +69,9 @@ CLOSED: Final = {
     Outcome.LOCAL_SOCKET_FAILED: ForwardCell.CLOSED_SOCKET,
     Outcome.LOCAL_BIND_FAILED: ForwardCell.CLOSED_BIND,
     Outcome.LOCAL_CONNECT_FAILED: ForwardCell.CLOSED_CONNECT,
+    Outcome.IDLE_TIMEOUT: ForwardCell.CLOSED_IDLE,
+    Outcome.HALF_CLOSE_TIMEOUT: ForwardCell.CLOSED_HALF_CLOSED,
+    Outcome.EVICTED: ForwardCell.CLOSED_EVICTED,
 }
 
 
@@ -106,6 +109,18 @@ def tune(sock: Socket) -> None:
     sock.setsockopt(SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
     sock.setsockopt(SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+def bind_source(backend: Socket, address: Address, target: Target) -> None:
+    """Bind `backend` to the source that `target` wants for dialling `address`. Raises OSError."""
+    for source in target.sources:
+        if source.family == address.family:
+            # The port is chosen at connect, per destination: a plain bind would use
+            # up one of 28,000 ports for all destinations (ip(7)).
+            backend.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+            backend.bind((source.text, 0))
+            return
+    raise OSError(errno.EADDRNOTAVAIL, "no source address of the target's family")
 
 
 class Dial:
@@ -170,7 +185,7 @@ class Dial:
             try:
                 tune(backend)
                 if target.source_host is not None:
-                    self._bind(backend, address)
+                    bind_source(backend, address, target)
                 if ioctl(self.client_fd, FIONREAD, NOTHING) != NOTHING:
                     # The client has spoken: the last ACK of the handshake can go out with
                     # its words (tcp(7), TCP_QUICKACK). A packet less, and a backend that
@@ -290,16 +305,6 @@ class Dial:
             self.listener.worker.loop.forget(self.backend_fd)
             self.listener.worker.loop.closing.append(self.backend)
             self.backend = None
-
-    def _bind(self, backend: Socket, address: Address) -> None:
-        for source in self.listener.target.sources:
-            if source.family == address.family:
-                # The port is chosen at connect, per destination: a plain bind would use
-                # up one of 28,000 ports for all destinations (ip(7)).
-                backend.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
-                backend.bind((source.text, 0))
-                return
-        raise OSError(errno.EADDRNOTAVAIL, "no source address of the target's family")
 
     def _count(self, *cells: ForwardCell) -> None:
         for cell in cells:

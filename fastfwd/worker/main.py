@@ -15,6 +15,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import time
 from _socket import socket as Socket  # noqa: N812
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from functools import partial
 from typing import Final
 
 from fastfwd.channel import Channel, Message
-from fastfwd.model import AccessRule, Address, Forward, Limits, LogFormat, Outcome
+from fastfwd.model import AccessRule, Address, Forward, Limits, LogFormat, Outcome, Protocol
 from fastfwd.observe.eventlog import Event, EventLog, line_format
 from fastfwd.observe.scoreboard import LAG, Cell, Scoreboard
 from fastfwd.relay.copying import discarder
@@ -31,11 +32,12 @@ from fastfwd.relay.pump import Tally
 from fastfwd.relay.splicing import movers
 from fastfwd.worker.accept import Listener
 from fastfwd.worker.access import compile_rules
-from fastfwd.worker.dial import PATIENCE, STREAM, Dial, Target
+from fastfwd.worker.dial import PATIENCE, Dial, Target
 from fastfwd.worker.limits import Admission, Census
 from fastfwd.worker.loop import GRANULARITY, Loop, TimerQueue
 from fastfwd.worker.privileges import Account, PrivilegeError, drop
 from fastfwd.worker.session import LINGER, Abort, Session
+from fastfwd.worker.udp import LARGEST, Flow, UdpListener
 
 HEARTBEAT: Final = int(Cell.HEARTBEAT)  # an enum's attribute costs 0.05 µs more, every turn
 
@@ -95,6 +97,9 @@ class Table:
     limits: Limits
 
 
+Listeners = dict[str, Listener | UdpListener]
+
+
 class Worker:
     """State of the process; the rest of the package works on it."""
 
@@ -130,8 +135,10 @@ class Worker:
         self.lingering = self.loop.timer(LINGER, Session.close)
         self._aborts = self.loop.timer(GRANULARITY, self._try_abort)
         self._paused = self.loop.timer(PAUSE, self._resume)
-        self._listeners: dict[str, Listener] = {}
-        self._prepared: tuple[int, dict[str, Listener], EventLog | None, Limits] | None = None
+        self.datagram = memoryview(bytearray(LARGEST))
+        """Where every datagram is, one after the other."""
+        self._listeners: Listeners = {}
+        self._prepared: tuple[int, Listeners, EventLog | None, Limits] | None = None
         self._draining = False
         self._complained = -60.0
         self._paused_at = 0.0
@@ -147,7 +154,7 @@ class Worker:
     def run(self) -> None:
         """Serve until told to stop, or until drained."""
         self.loop.watch(self.channel.fileno(), select.EPOLLIN, self._hear)
-        self.loop.now_and_then += [self._publish, self._observe_lag, self._end_if_drained]
+        self.loop.now_and_then += [self._publish, self._observe_lag, self._expire_flows, self._end_if_drained]
         self.loop.run()
         if self.log is not None:
             self.log.close()
@@ -160,6 +167,11 @@ class Worker:
         each 33 bytes or more, of 1,100."""
         owners = (getattr(handler, "__self__", None) for handler in self.loop.handlers.values())
         return list({owner for owner in owners if isinstance(owner, Session)})
+
+    def flows(self) -> list[Flow]:
+        """All of them."""
+        listeners = [each for each in self._listeners.values() if isinstance(each, UdpListener)]
+        return [flow for listener in listeners for flow in listener.flows.of.values()]
 
     def may_tell(self) -> bool:
         """Whether one more line about a client over a limit may be logged in this second."""
@@ -191,15 +203,18 @@ class Worker:
         seconds. Says so at most once a second; returns whether it did."""
         if not self._paused.due:
             for listener in self._listeners.values():
-                self.loop.forget(listener.sock.fileno())
+                if isinstance(listener, Listener):
+                    self.loop.forget(listener.sock.fileno())
             self._paused.add(None, self.loop.now)
             self._paused_at = self.loop.now
+        return self.complain("not accepting for now", error)
+
+    def complain(self, what: str, error: OSError) -> bool:
+        """Say so, with the `error`, at most once a second. Returns whether it did."""
         if self.loop.now < self._complained + 1.0:
             return False
         self._complained = self.loop.now
-        log.warning(
-            "slot %d: not accepting for now: %s (%d sessions)", self.slot, error.strerror, self.open_sessions
-        )
+        log.warning("slot %d: %s: %s (%d sessions)", self.slot, what, error.strerror, self.open_sessions)
         return True
 
     # -- orders
@@ -245,14 +260,14 @@ class Worker:
         if table.logging:
             line = line_format(table.logformat, duration=table.logduration, slot=self.slot, born=self._born)
             event_log = EventLog(next(arrived), line, self.row, self.scoreboard.shared)
-        listeners = {}
+        listeners: Listeners = {}
         for entry in table.entries:
             sock = _adopt(next(arrived)) if entry.fresh else self._listeners[entry.key].sock
             listeners[entry.key] = self._listener(entry, sock, table)
         self._prepared = (table.generation, listeners, event_log, table.limits)
         self.channel.send({**answer, "error": None})
 
-    def _listener(self, entry: Entry, sock: Socket, table: Table) -> Listener:
+    def _listener(self, entry: Entry, sock: Socket, table: Table) -> Listener | UdpListener:
         forward = entry.forward
         target = Target(forward.target.host, forward.target.port, forward.source)
         target.update(table.hosts)
@@ -260,7 +275,12 @@ class Worker:
         target.self_connect = target.port in table.ephemeral
         judge = compile_rules((table.rules, forward.rules))
         row = self.scoreboard.forward(entry.row, self.slot)
-        return Listener(self, forward, sock, judge, target, row, partial(self.scoreboard.active, entry.row))
+        active = partial(self.scoreboard.active, entry.row)
+        if forward.listen.protocol is Protocol.TCP:
+            return Listener(self, forward, sock, judge, target, row, active)
+        before = self._listeners.get(entry.key)
+        assert before is None or isinstance(before, UdpListener)
+        return UdpListener(self, forward, sock, judge, target, row, active, before)
 
     def _commit(self) -> None:
         if self._prepared is None:
@@ -300,6 +320,7 @@ class Worker:
             self.admission = None
         elif self.admission is None:
             clients = [each.peer for each in self.sessions()] + [each.peer for each in self.dials]
+            clients += [each.client for each in self.flows()]
             self.admission = Admission(self.census, self.slot, limits, clients)
         else:
             self.admission.limits = limits
@@ -332,7 +353,7 @@ class Worker:
         if event_log is not None:
             event_log.close()
 
-    def _empty_and_close(self, listener: Listener) -> None:
+    def _empty_and_close(self, listener: Listener | UdpListener) -> None:
         self.loop.forget(listener.sock.fileno())
         listener.empty()
         listener.sock.close()
@@ -349,6 +370,8 @@ class Worker:
         listeners, self._listeners = self._listeners, {}
         for listener in listeners.values():
             self.loop.forget(listener.sock.fileno())
+            if isinstance(listener, UdpListener):
+                listener.empty()
             listener.sock.close()
         for session in self.sessions():
             session.stop()
@@ -373,6 +396,8 @@ class Worker:
                 begun[0].fail()
             else:
                 owner.end(Outcome.LOCAL_CONNECT_FAILED)
+        elif isinstance(owner, Flow):
+            owner.end(Outcome.DONE_LOCAL_CLOSED)
         elif isinstance(owner, Listener):
             self.pause(OSError(errno.EPROTO, "a fault"))  # do not repeat it a thousand times a second
         else:
@@ -392,6 +417,11 @@ class Worker:
         row[Cell.COPIED] = self._before[Cell.COPIED] + self.tally.copied
         row[Cell.SPLICED] = self._before[Cell.SPLICED] + self.tally.spliced
 
+    def _expire_flows(self) -> None:
+        for listener in self._listeners.values():
+            if isinstance(listener, UdpListener):
+                listener.expire(self.loop.now)
+
     def _observe_lag(self) -> None:
         LAG.observe(self.row, self.loop.longest)
 
@@ -408,9 +438,10 @@ class Worker:
             if dial in self.dials:
                 dial.attempt()
         for listener in self._listeners.values():
-            self._serve(listener)
+            if listener.sock.fileno() not in self.loop.handlers:
+                self._serve(listener)
 
-    def _serve(self, listener: Listener) -> None:
+    def _serve(self, listener: Listener | UdpListener) -> None:
         """Accept on `listener`, unless accepting is paused: then all of them resume later."""
         if self._paused.due:
             return
@@ -423,7 +454,7 @@ class Worker:
 def _adopt(descriptor: int) -> Socket:
     """A listening socket received from the supervisor, as an object that owns it."""
     sock = Socket(fileno=descriptor)
-    return Socket(sock.family, STREAM, 0, sock.detach())
+    return Socket(sock.family, sock.type | socket.SOCK_NONBLOCK, 0, sock.detach())
 
 
 def main(slot: int, channel: Channel, scoreboard: Scoreboard, census: Census, account: Account | None) -> int:

@@ -93,12 +93,12 @@ QUIRKS = (
         "nobody means it: 85557 would listen on 20021",
     ),
     Quirk(
-        "udp",
+        "udp on one side",
         (Kind.REJECTED,),
-        _says("UDP is not forwarded yet"),
-        "forwards UDP",
+        _says("expected '/(?:tcp|udp)' on both sides"),
+        "makes datagrams of a stream, or a stream of datagrams",
         "refuses the line",
-        "not there yet, and a line that silently did nothing would be worse",
+        "where a datagram ends is lost, or made up: no protocol survives it",
     ),
     Quirk(
         "duplicate udp",

@@ -274,14 +274,26 @@ def test_source_by_name() -> None:
     assert len(messages(text, {"name": [LO6]})) == 1
 
 
+def test_udp_on_both_sides() -> None:
+    """Datagrams are forwarded as datagrams."""
+    assert messages("127.0.0.1 2001/udp 192.0.2.9 80/udp\n") == []
+
+
 @pytest.mark.parametrize(
-    "ports", ["2001/udp 192.0.2.9 80", "2001 192.0.2.9 80/udp", "2001/udp 192.0.2.9 80/udp"]
+    ("ports", "problem"),
+    [
+        ("2001/udp 192.0.2.9 80", "1: expected '/udp' on both sides, found '192.0.2.9:80/tcp'"),
+        ("2001 192.0.2.9 80/udp", "1: expected '/tcp' on both sides, found '192.0.2.9:80/udp'"),
+    ],
 )
-def test_udp_is_refused(ports: str) -> None:
-    """UDP on either side is one clear problem."""
-    [message] = messages(f"127.0.0.1 {ports}\n")
-    assert message.startswith("1: expected a TCP port, found ")
-    assert message.endswith(": UDP is not forwarded yet")
+def test_mixed_protocols_are_refused(ports: str, problem: str) -> None:
+    """A stream has no datagrams, and datagrams are no stream."""
+    assert messages(f"127.0.0.1 {ports}\n") == [problem]
+
+
+def test_a_udp_forward_to_itself() -> None:
+    """It would send each datagram round until it is thrown away."""
+    assert len(messages("127.0.0.1 2001/udp 127.0.0.1 2001/udp\n")) == 1
 
 
 def test_problems_are_in_file_order() -> None:

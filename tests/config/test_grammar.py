@@ -107,8 +107,11 @@ def unexplained(case: Case) -> list[str]:
             for problem in case.problems
             if not explained(case, Kind.REJECTED, problem)
         ]
-        unread = [problem for problem in case.problems if "UDP is not forwarded yet" not in problem.message]
-        if not unread and not same_listeners(case.config, verdict) and not explained(case, Kind.LISTENERS):
+        if (
+            not case.problems
+            and not same_listeners(case.config, verdict)
+            and not explained(case, Kind.LISTENERS)
+        ):
             differences.append(f"rinetd listens on {verdict.listeners}")
         return differences
     if not case.problems:

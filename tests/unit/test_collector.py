@@ -16,6 +16,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from fastfwd.observe.collector import METRICS, Metric, StatusCollector
 from fastfwd.observe.status import (
     ConfigStatus,
+    Datagrams,
     Distribution,
     ForwardStatus,
     Queue,
@@ -69,6 +70,7 @@ def forward(label: str, *, configured: bool = True, **changes: object) -> Forwar
         duration_seconds=Distribution(12.5, 9, [(0.01, 0), (43200, 9)]),
         dns_last_success=None,
         queues=[Queue(0, 11, 4096), Queue(1, 12, 4095)],
+        datagrams=None,
         rates=None,
         history=None,
     )
@@ -126,6 +128,9 @@ def status(*forwards: ForwardStatus, workers: tuple[WorkerStatus, ...] = (), **c
 BUSY = status(
     forward("db", dns_last_success=1789991234.5),
     forward("127.0.0.1:2001/tcp"),
+    forward(
+        "dns", proto="udp", queues=[], datagrams=Datagrams(30, 31, {"queue": 32, "backend": 33, "client": 34})
+    ),
     forward("gone", configured=False, listen="", target="", queues=[]),
     workers=(worker(0), worker(1, open_fds=None, max_fds=None, memory_bytes=None)),
 )
@@ -311,7 +316,7 @@ def test_only_names_have_a_last_look_up() -> None:
 def test_a_removed_forward_has_no_info() -> None:
     """Joins show what is configured now."""
     shown = collected(BUSY)["fastfwd_forward_info"].samples
-    assert [sample.labels["forward"] for sample in shown] == ["db", "127.0.0.1:2001/tcp"]
+    assert [sample.labels["forward"] for sample in shown] == ["db", "127.0.0.1:2001/tcp", "dns"]
 
 
 def test_a_removed_forward_keeps_its_counters() -> None:

@@ -421,7 +421,7 @@ def test_figures_are_over_all_slots(board: Scoreboard, observer: Observer) -> No
     assert found.connects == 11
     assert set(found.closed.values()) == set(found.denied.values()) == {11}
     assert set(found.connect_failures.values()) == {11}
-    assert found.active == 200 - 8 * 11
+    assert found.active == 200 - 9 * 11
     assert [(queue.slot, queue.length, queue.limit) for queue in found.queues] == [(0, 1, 1), (1, 10, 10)]
 
 
@@ -438,6 +438,7 @@ def test_figures_are_over_all_slots(board: Scoreboard, observer: Observer) -> No
                 "local-connect-failed": ForwardCell.CLOSED_CONNECT,
                 "idle-timeout": ForwardCell.CLOSED_IDLE,
                 "half-close-timeout": ForwardCell.CLOSED_HALF_CLOSED,
+                "evicted": ForwardCell.CLOSED_EVICTED,
                 "worker-died": ForwardCell.CLOSED_DIED,
             },
         ),
@@ -714,7 +715,8 @@ def test_the_status_as_json_has_the_documented_fields(observer: Observer) -> Non
     assert list(shown["forwards"][0]) == [
         *("forward", "proto", "listen", "target", "tls", "configured", "accepted", "opened", "active"),
         *("denied", "closed", "received_bytes", "sent_bytes", "connects", "connect_failures"),
-        *("connect_seconds", "duration_seconds", "dns_last_success", "queues", "rates", "history"),
+        *("connect_seconds", "duration_seconds", "dns_last_success", "queues"),
+        *("datagrams", "rates", "history"),
     ]
     assert list(shown["workers"][0]) == [
         *("slot", "pid", "running", "started", "heartbeat", "sessions", "open_fds", "max_fds"),
