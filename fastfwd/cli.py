@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from fastfwd import __version__
-from fastfwd.model import ConfigError
+from fastfwd.model import ConfigError, Outcome
 
 DEFAULT_FILE = "/etc/rinetd.conf"
 
@@ -20,9 +20,14 @@ DEFAULT_FILE = "/etc/rinetd.conf"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `fastfwd`. Exit status: 0 stopped, valid or shown, 1 the configuration
     or the start failed or no status was to be had, 2 wrong usage."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.explain and (not options.test or len(options.explain) > 2):
+        parser.error("expected -t --explain ADDRESS [FORWARD]")
     file = os.path.abspath(options.conf_file)
     try:
+        if options.explain:
+            sys.exit(_explain(file, *options.explain, lenient=options.lenient))
         if options.test:
             sys.exit(_test(file, lenient=options.lenient))
         if options.status:
@@ -57,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
         help="do not go to the background; messages to standard error",
     )
     add("-t", "--test", action="store_true", help="check the configuration and exit")
+    add(
+        "--explain",
+        nargs="+",
+        metavar=("ADDRESS", "FORWARD"),
+        help="with -t: say which line lets a client with that address in, or keeps it out",
+    )
     add("--status", action="store_true", help="show what the running program does, and exit")
     add(
         "--lenient",
@@ -98,6 +109,42 @@ def _test(file: str, *, lenient: bool) -> int:
     for warning in config.warnings:
         print(f"fastfwd: {warning}", file=sys.stderr)
     print(f"fastfwd: {file} is valid: {counted(len(config.forwards), 'forward')}", file=sys.stderr)
+    return 0
+
+
+def _explain(file: str, client: str, which: str | None = None, *, lenient: bool) -> int:
+    """Say of every forward, or of `which`, what becomes of a client with that address, and why."""
+    from fastfwd.config.load import load
+    from fastfwd.config.resolve import numeric
+    from fastfwd.config.wording import expected
+    from fastfwd.worker.access import explain
+
+    address = numeric(client)
+    if address is None:
+        print(f"fastfwd: {expected('a numeric address after --explain', client)}", file=sys.stderr)
+        return 2
+    config = load(file, lenient=lenient)
+    found = [
+        each
+        for each in config.forwards
+        if which in (None, each.label, str(each.listen), str(each.listen.port))
+    ]
+    if not found:
+        print(f"fastfwd: {expected('the name or the port of a forward', which or '')}", file=sys.stderr)
+        return 1
+    for forward in found:
+        outcome, rules = explain((config.rules, forward.rules), address.text)
+        lines = ", ".join(
+            f"{each.origin}: {'allow' if each.allow else 'deny'} {each.pattern}" for each in rules[:3]
+        )
+        more = f", and {len(rules) - 3} more" if len(rules) > 3 else ""
+        if outcome is None:
+            verdict = f"let in by {lines}{more}" if rules else "let in: no rule keeps it out"
+        elif outcome is Outcome.DENIED:
+            verdict = f"denied by {lines}"
+        else:
+            verdict = f"not allowed: none of {lines}{more}"
+        print(f"{forward.label}: {verdict}")
     return 0
 
 

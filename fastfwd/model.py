@@ -62,6 +62,24 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessRule:
+    """One allow or deny pattern: a network (`10.0.0.0/8`), or a glob over the client's numeric address.
+
+    In a glob `*` is any run of characters, `?` exactly one; the whole address must match.
+    Where a rule was written is no part of what it is.
+    """
+
+    allow: bool
+    pattern: str
+    origin: Origin | None = field(default=None, compare=False)
+
+    def __reduce__(self) -> tuple[type[AccessRule], tuple[bool, str]]:
+        """Workers get no origins: there may be a hundred thousand rules, and one of theirs says nothing
+        about where it was written."""
+        return AccessRule, (self.allow, self.pattern)
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with a configuration: where, what was expected, what was found.
 
@@ -97,17 +115,6 @@ class Address:
     def at(self, port: int) -> str:
         """`address:port`, IPv6 addresses in brackets (RFC 3986, 3.2.2)."""
         return f"[{self.text}]:{port}" if ":" in self.text else f"{self.text}:{port}"
-
-
-@dataclass(frozen=True, slots=True)
-class AccessRule:
-    """One allow or deny pattern: a glob over the client's numeric address.
-
-    `*` is any run of characters, `?` exactly one; the whole address must match.
-    """
-
-    allow: bool
-    pattern: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
     Raises:
         ConfigError: with every problem in file order.
     """
-    config, problems = parse(_read(path), path)
+    config, problems = parse(_read(path), path, read_file=_content)
     fatal = [problem for problem in problems if not lenient or isinstance(problem, GuardProblem)]
     skipped = [problem for problem in problems if problem not in fatal]
     fatal += _accounts(config)
@@ -88,11 +88,16 @@ def _absolute_metrics(metrics: MetricsAddress, directory: str | None) -> Metrics
     return metrics if metrics.path is None else MetricsAddress(path=_absolute(metrics.path, directory))
 
 
+def _content(path: str) -> bytes:
+    """What is in a file, at most one byte more than LARGEST. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read(LARGEST + 1)
+
+
 def _read(path: str) -> bytes:
     whole = Origin(path, 0)
     try:
-        with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
+        data = _content(path)
     except IsADirectoryError:
         raise ConfigError([Problem(whole, "expected a file, found a directory")]) from None
     except OSError as error:

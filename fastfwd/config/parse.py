@@ -12,6 +12,7 @@ fields, so that a host may be called `user`.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -20,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from fastfwd.config.forward import Service, parse_forward
 from fastfwd.config.number import AMOUNT, TIME, amount, seconds
-from fastfwd.config.pattern import is_pattern, never_matches, normalise
+from fastfwd.config.pattern import is_pattern, network, never_matches, normalise
 from fastfwd.config.resolve import numeric
 from fastfwd.config.wording import expected, quote
 from fastfwd.model import AccessRule, Config, Forward, LogFormat, MetricsAddress, Origin, Problem
@@ -44,6 +45,16 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _CONTROL_NAMES = {"\r": "a lone carriage return", "\f": "a form feed", "\v": "a vertical tab"}
 
 
+MOST_WRONG = 20
+"""Errors of one list of patterns that are told."""
+
+ReadFile = Callable[[str], bytes]
+
+
+def _no_file(path: str) -> bytes:
+    raise OSError(errno.ENOENT, "other files are not read here")
+
+
 @dataclass(frozen=True, slots=True)
 class GuardProblem(Problem):
     """An error in a line that guards something (GUARDS).
@@ -53,13 +64,17 @@ class GuardProblem(Problem):
     """
 
 
-def parse(data: bytes, file: str, *, service: Service = socket.getservbyname) -> tuple[Config, list[Problem]]:
+def parse(
+    data: bytes, file: str, *, service: Service = socket.getservbyname, read_file: ReadFile = _no_file
+) -> tuple[Config, list[Problem]]:
     """Read a configuration.
 
     Args:
         data: the file's content.
         file: its name, for messages and origins.
         service: port number of a service name and a protocol, OSError for an unknown one.
+        read_file: content of another file that this one names (`allow @file`), OSError if it
+            cannot be read.
 
     Returns:
         The configuration made of the good lines, and every error in file order. Access
@@ -69,7 +84,7 @@ def parse(data: bytes, file: str, *, service: Service = socket.getservbyname) ->
         `logcommon` too).
         Access patterns are in `pattern.normalise`'s spelling.
     """
-    reader = _Reader(file, service)
+    reader = _Reader(file, service, read_file)
     for number, text in _lines(data):
         reader.read(number, text)
     return reader.config(), reader.problems
@@ -85,9 +100,10 @@ def _lines(data: bytes) -> Iterator[tuple[int, str]]:
 class _Reader:
     """One pass over the lines: collects settings, forwards and problems."""
 
-    def __init__(self, file: str, service: Service) -> None:
+    def __init__(self, file: str, service: Service, read_file: ReadFile) -> None:
         self.file = file
         self.service = service
+        self.read_file = read_file
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
         self.origins: dict[str, Origin] = {}
@@ -187,16 +203,53 @@ class _Reader:
         return first is self.here
 
     def access(self, rest: str, allow: bool) -> None:
-        pattern = self.argument(rest, "a pattern", self.breach)
-        if pattern is None:
-            return
-        if not is_pattern(pattern):
+        word = rest.strip(_BLANKS)
+        if word.startswith("@"):
+            self.access_list(word.removeprefix("@"), allow)
+        elif (pattern := self.argument(rest, "a pattern", self.breach)) is not None:
+            self.access_rule(pattern, allow)
+
+    def access_rule(self, pattern: str, allow: bool) -> None:
+        if "/" in pattern:
+            try:
+                plain = network(pattern)
+            except ValueError as error:
+                self.breach(expected(str(error), pattern))
+                return
+        elif not is_pattern(pattern):
             self.breach(expected(_pattern_meant(pattern), pattern))
             return
-        plain = normalise(pattern)
-        if never_matches(plain):
-            self.warn(_never(pattern, allow))
-        self.scope.append(AccessRule(allow, plain))
+        else:
+            plain = normalise(pattern)
+            if never_matches(plain):
+                self.warn(_never(pattern, allow))
+        self.scope.append(AccessRule(allow, plain, self.here))
+
+    def access_list(self, rest: str, allow: bool) -> None:
+        """`@file`: a pattern a line."""
+        name = self.file_name(f" {rest}", self.breach)
+        if name is None:
+            return
+        path = os.path.join(os.path.dirname(self.file), name)
+        try:
+            lines = list(_lines(self.read_file(path)))
+        except OSError as error:
+            self.breach(f"expected a list of patterns, found {path!r}: {error.strerror}")
+            return
+        directive, before, wrong = self.here, len(self.scope), len(self.problems)
+        for number, line in lines:
+            self.here = Origin(path, number)
+            words = line.partition("#")[0].split()
+            if len(words) > 1:
+                self.breach(expected("one pattern a line", line.strip()))
+            elif words:
+                self.access_rule(words[0], allow)
+            if len(self.problems) - wrong > MOST_WRONG:
+                self.breach("so many errors in one list are enough: the rest was not read")
+                break
+        self.here = directive
+        if len(self.scope) == before and len(self.problems) == wrong:
+            self.breach(f"expected a pattern in the list {path!r}, found none")
 
     def logfile(self, rest: str) -> None:
         name = self.file_name(rest)
@@ -345,25 +398,24 @@ class _Reader:
             self.wrong(expected("nothing after the directive but a comment", words))
         return not words
 
-    def file_name(self, rest: str) -> str | None:
+    def file_name(self, rest: str, wrong: Callable[[str], None] | None = None) -> str | None:
         """The file named after a directive; `#` within a name does not begin a comment (rinetd)."""
+        wrong = wrong or self.wrong
         match = _FILE_NAME.fullmatch(rest.strip(_BLANKS))
         if match is None or rest[0] not in _BLANKS:
-            self.wrong(f"expected the name of a file, found {_or_nothing(rest)}")
+            wrong(f"expected the name of a file, found {_or_nothing(rest)}")
             return None
         quoted, plain, after = match.groups()
         name = quoted or plain
         after = after.strip(_BLANKS)
         if after and not after.startswith("#"):
             if name.startswith('"'):
-                self.wrong(expected("a closing quote after the file's name", f"{name} {after}"))
+                wrong(expected("a closing quote after the file's name", f"{name} {after}"))
             else:
-                self.wrong(
-                    expected("a comment or nothing after the file's name (quote one with spaces)", after)
-                )
+                wrong(expected("a comment or nothing after the file's name (quote one with spaces)", after))
             return None
         if "\r" in name:
-            self.wrong(f"expected the name of a file, found a lone carriage return in {quote(name)}")
+            wrong(f"expected the name of a file, found a lone carriage return in {quote(name)}")
             return None
         if _CONTROL.search(name) or (plain and (plain[0] in "#\"'" or plain[-1] in "\"'")):
             self.warn(f"the file's name is taken as it stands: {quote(name)}")
@@ -380,8 +432,6 @@ def _character(character: str) -> str:
 
 
 def _pattern_meant(pattern: str) -> str:
-    if "/" in pattern:
-        return "a pattern of digits, a-f and '.:*?' (there are no network masks: '10.0.*' is 10.0.0.0/16)"
     if "%" in pattern:
         return "a pattern without a zone"
     return "a pattern of digits, a-f and '.:*?' (host names are not looked up)"

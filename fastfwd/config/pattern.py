@@ -1,4 +1,4 @@
-"""The pattern of an access rule: its characters, its one spelling, and whether it can match at all.
+"""The pattern of an access rule: its characters, its one spelling, whether it can match at all; networks.
 
 Called by parse. It must never widen a pattern: the spelling changes only where
 the pattern as written could match no client whatever.
@@ -10,6 +10,7 @@ import re
 import socket
 
 _ALLOWED = re.compile(r"[0-9a-fA-F.:*?\[\]]+")
+_PREFIX = re.compile(r"0|[1-9][0-9]{0,2}")
 _OCTET = re.compile(r"0|[1-9][0-9]{0,2}")
 _WILDCARD = re.compile(r"[*?]")
 
@@ -37,6 +38,33 @@ def normalise(pattern: str) -> str:
             return pattern
         return socket.inet_ntop(socket.AF_INET6, packed)
     return pattern
+
+
+def network(text: str) -> str:
+    """A network in CIDR notation (RFC 4632, RFC 4291, 2.3), in the spelling that it has once only.
+
+    Raises ValueError, whose text is what should have stood there.
+    """
+    address, _, length = text.partition("/")
+    if address.startswith("[") and address.endswith("]"):
+        address = address[1:-1]
+    if _WILDCARD.search(address):
+        raise ValueError("a network without wildcards, or a pattern without a prefix length")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        packed = socket.inet_pton(family, address)
+    except OSError:
+        raise ValueError("an address before the '/'") from None
+    bits = 8 * len(packed)
+    if _PREFIX.fullmatch(length) is None or int(length) > bits:
+        raise ValueError(f"a prefix length from 0 to {bits} after the '/'")
+    number = int.from_bytes(packed)
+    host_bits = bits - int(length)
+    base = number >> host_bits << host_bits
+    spelled = f"{socket.inet_ntop(family, base.to_bytes(len(packed)))}/{int(length)}"
+    if base != number:
+        raise ValueError(f"a network without bits of a host ('{spelled}'), or the address alone")
+    return spelled
 
 
 def never_matches(pattern: str) -> bool:

@@ -78,6 +78,8 @@ OWN: dict[str, bytes] = {
     "metrics": b"metrics 127.0.0.1:9464\n",
     "metrics, IPv6": b"metrics [::1]:0\n",
     "metrics, unix": b"metrics unix:/run/metrics.sock\n",
+    "allow a network": b"allow 10.0.0.0/8\n",
+    "deny an IPv6 network": b"deny 2001:db8::/32\n",
     "name=": ONE + b" [name=db]\n",
 }
 
@@ -109,7 +111,7 @@ REJECTED: dict[str, bytes] = {
     "wildcard as an address": b"* 2001 127.0.0.1 3001\n",
     "allow alone": b"allow\n",
     "allow a name": b"allow localhost\n",
-    "allow a network": b"allow 10.0.0.0/8\n",
+    "allow a network with bits of a host": b"allow 10.0.0.1/8\n",
     "allow two": b"allow 10.* 11.*\n",
     "Allow": b"Allow 10.*\n",
     "logfile alone": b"logfile\n",

@@ -144,7 +144,8 @@ QUIRKS = (
         "fastfwd's own words",
         (Kind.ACCEPTED, Kind.LINE),
         _hears(
-            r"invalid syntax at line \d+: *(?:workers|user|group|logformat|logduration|metrics|.*name[ \t]*=)"
+            r"invalid syntax at line \d+: *(?:workers|user|group|logformat|logduration|metrics|.*name[ \t]*="
+            r"|(?:allow|deny)[ \t]+[0-9A-Fa-f.:]+/)"
         ),
         "does not know them",
         "knows them",

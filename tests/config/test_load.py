@@ -261,7 +261,9 @@ def test_lenient_skips_a_bad_metrics_line(tmp_path: Path) -> None:
     assert warning.startswith("1: line skipped: expected 'ADDRESS:PORT' ")
 
 
-@pytest.mark.parametrize("line", [b"deny 10.0.0.0/8", b"Deny 10.*", b"allow", b"user nosuchuser", b"user"])
+@pytest.mark.parametrize(
+    "line", [b"deny 10.0.0.1/8", b"deny @nosuchfile", b"Deny 10.*", b"allow", b"user nosuchuser", b"user"]
+)
 def test_lenient_does_not_open_doors(tmp_path: Path, line: bytes) -> None:
     """A line that keeps somebody out is never skipped."""
     assert len(errors(written(tmp_path, ONE + b"\n" + line + b"\ngarbage\n"), lenient=True)) == 1
@@ -276,3 +278,68 @@ def test_warnings_are_in_file_order(tmp_path: Path) -> None:
     """Warnings of parsing and skipped lines come together, by line."""
     config = load(written(tmp_path, b"allow abc\ngarbage\ndeny abc\nmore garbage\n" + ONE), lenient=True)
     assert [warning[:2] for warning in warnings(config)] == ["1:", "2:", "3:", "4:"]
+
+
+# Lists of patterns.
+
+
+def listing(tmp_path: Path, name: str, data: bytes, line: bytes | None = None) -> str:
+    """A configuration that denies who is on a list, beside that list."""
+    (tmp_path / name).write_bytes(data)
+    return written(tmp_path, ONE + b"\n" + (line or b"deny @" + name.encode()) + b"\n")
+
+
+def test_a_list_of_patterns(tmp_path: Path) -> None:
+    """A pattern a line, with comments and blanks; its rules know where they were written."""
+    path = listing(tmp_path, "bad", b"# scanners\n192.0.2.0/24  # a net\n\n\t10.1.*\r\n2001:DB8::1")
+    [forward] = load(path).forwards
+    assert [(rule.allow, rule.pattern) for rule in forward.rules] == [
+        (False, "192.0.2.0/24"),
+        (False, "10.1.*"),
+        (False, "2001:db8::1"),
+    ]
+    assert [rule.origin and rule.origin.line for rule in forward.rules] == [2, 4, 5]
+    assert {rule.origin and rule.origin.file for rule in forward.rules} == {str(tmp_path / "bad")}
+
+
+def test_a_list_is_beside_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the program was started."""
+    path = listing(tmp_path, "bad", b"10.*\n")
+    monkeypatch.chdir("/")
+    assert len(load(path).forwards[0].rules) == 1
+
+
+def test_a_list_with_a_blank_in_its_name(tmp_path: Path) -> None:
+    """Double quotes, as for every file."""
+    path = listing(tmp_path, "bad guys", b"10.*\n", b'deny @"bad guys"')
+    assert len(load(path).forwards[0].rules) == 1
+
+
+def test_errors_in_a_list_are_where_they_are(tmp_path: Path) -> None:
+    """With the list's name and line."""
+    path = listing(tmp_path, "bad", b"10.*\n10.0.0.1/8\n10.* 11.*\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert [str(problem).partition(": ")[0] for problem in caught.value.problems] == [
+        f"{tmp_path}/bad:2",
+        f"{tmp_path}/bad:3",
+    ]
+
+
+def test_an_empty_list_is_an_error(tmp_path: Path) -> None:
+    """`allow` with nobody on its list would keep everybody out, `deny` nobody."""
+    [error] = errors(listing(tmp_path, "bad", b"# nobody\n"))
+    assert error == f"2: expected a pattern in the list '{tmp_path}/bad', found none"
+
+
+def test_a_missing_list_is_an_error(tmp_path: Path) -> None:
+    """At the line that names it."""
+    [error] = errors(written(tmp_path, ONE + b"\nallow @none\n"))
+    assert error == f"2: expected a list of patterns, found '{tmp_path}/none': No such file or directory"
+
+
+def test_a_list_of_anything_but_patterns(tmp_path: Path) -> None:
+    """A thousand errors are told as twenty, and one that says so."""
+    found = errors(listing(tmp_path, "bad", b"no pattern\n" * 1000))
+    assert len(found) == 22
+    assert found[-1].endswith("so many errors in one list are enough: the rest was not read")

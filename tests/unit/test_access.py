@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfwd.model import AccessRule, Outcome
-from fastfwd.worker.access import compile_rules
+from fastfwd.worker.access import compile_rules, explain
 from tests import deadline
 
 Rules = list[AccessRule]
@@ -19,11 +20,21 @@ Rules = list[AccessRule]
 
 def matches(pattern: str, text: str) -> bool:
     """A glob as rinetd's match.c reads it: `*` any run, `?` exactly one character, all of the text."""
+    if "/" in pattern:
+        return within(pattern, text)
     if not pattern:
         return not text
     if pattern[0] == "*":
         return any(matches(pattern[1:], text[start:]) for start in range(len(text) + 1))
     return bool(text) and pattern[0] in ("?", text[0]) and matches(pattern[1:], text[1:])
+
+
+def within(network: str, text: str) -> bool:
+    """Whether an address is in a network, by the standard library."""
+    try:
+        return ip_address(text) in ip_network(network)
+    except ValueError:
+        return False
 
 
 def spellings(client: str) -> list[str]:
@@ -66,6 +77,9 @@ def patterns(draw: st.DrawFn) -> str:
     if draw(st.integers(0, 9)) == 0:
         return draw(st.text("0123456789abcdef.:*?", min_size=1, max_size=6))
     text = draw(CLIENTS)
+    if draw(st.integers(0, 3)) == 0:
+        bits = 128 if ":" in text else 32
+        return str(ip_network((text, draw(st.integers(0, bits))), strict=False))
     for _ in range(draw(st.integers(0, 3))):
         start = draw(st.integers(0, len(text)))
         length = draw(st.integers(0, 4))
@@ -134,6 +148,24 @@ def test_a_denied_ipv4_client_cannot_come_in_mapped(scopes: list[Rules], client:
     """What keeps an IPv4 client out by a deny keeps it out through a dual-stack listener."""
     if judged(scopes, client) is Outcome.DENIED:
         assert judged(scopes, "::ffff:" + client) is Outcome.DENIED
+
+
+@bounded
+@given(SCOPES, CLIENTS)
+def test_the_explanation_is_the_verdict(scopes: list[Rules], client: str) -> None:
+    """Both say the same, and the rules that are given as the reason are one."""
+    outcome, rules = explain(scopes, client)
+    assert outcome == judged(scopes, client)
+    if outcome is Outcome.DENIED:
+        assert [judged([[rule]], client) for rule in rules] == [Outcome.DENIED]
+    else:
+        assert all(rule.allow and judged([[rule]], client) == outcome for rule in rules)
+
+
+def test_a_zone_is_no_way_out() -> None:
+    """A link-local client is denied by its address and by a network, whatever its interface."""
+    for pattern in ("fe80::1", "fe80::/10", "fe80::?"):
+        assert judged([[AccessRule(False, pattern)]], "fe80::1%eth0") is Outcome.DENIED
 
 
 def test_without_rules_there_is_no_judge() -> None:
