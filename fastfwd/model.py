@@ -7,7 +7,8 @@ package may import this module; it imports nothing of ours and never will.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 
 
 class Protocol(enum.Enum):
@@ -121,15 +122,22 @@ class Address:
 class Endpoint:
     """One side of a forward as written: the host (square brackets taken off), the
     port as a number 0..65535 (a service name is looked up while parsing; 0 asks the
-    kernel for any free port) and the transport."""
+    kernel for any free port), the transport, and the last port where it is a range."""
 
     host: str
     port: int
     protocol: Protocol
+    last: int | None = None
+
+    @property
+    def ports(self) -> range:
+        """All of its ports."""
+        return range(self.port, (self.port if self.last is None else self.last) + 1)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}/{self.protocol.value}"
+        ports = self.port if self.last is None else f"{self.port}-{self.last}"
+        return f"{host}:{ports}/{self.protocol.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,8 @@ class Forward:
     `timeout` is in seconds and concerns UDP only (rinetd's default is 72);
     `source` is the local address to dial from; `rules` are the access rules that
     follow the line in the file. `max_connections` is its own limit, None for none.
+    With `original_port` it dials the port that the client asked for before the packet
+    filter redirected it here; the target's own is not used.
     """
 
     listen: Endpoint
@@ -149,6 +159,24 @@ class Forward:
     name: str | None = None
     rules: tuple[AccessRule, ...] = ()
     max_connections: int | None = None
+    original_port: bool = False
+
+    def at(self, listen: int, target: int) -> Forward:
+        """This forward with one port to listen on and one to dial: a part of it, known by its label."""
+        return replace(
+            self,
+            listen=replace(self.listen, port=listen, last=None),
+            target=replace(self.target, port=target, last=None),
+            name=self.label,
+        )
+
+    def parts(self) -> tuple[Forward, ...]:
+        """A forward for each of the ports that this one listens on."""
+        if self.listen.last is None:
+            return (self,)
+        targets = self.target.ports
+        ways = zip(self.listen.ports, targets if len(targets) > 1 else repeat(targets.start), strict=False)
+        return tuple(self.at(listen, target) for listen, target in ways)
 
     @property
     def label(self) -> str:

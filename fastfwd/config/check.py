@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
 
 from fastfwd.config.resolve import numeric
 from fastfwd.config.wording import quote
-from fastfwd.model import Address, Config, Forward, Problem, Protocol
+from fastfwd.model import Address, Config, Forward, Origin, Problem, Protocol
+
+MOST_PORTS: Final = 4096
+"""Ports of all ranges together."""
 
 Addresses = Mapping[str, Sequence[Address]]
 IsLocal = Callable[[Address], bool]
@@ -35,12 +39,18 @@ def check(config: Config, *, addresses: Addresses, is_local: IsLocal) -> list[Pr
     """
     problems = [
         *_mixed(config),
+        *_too_many(config),
         *_conflicts(config, addresses),
         *_metrics(config, addresses),
         *_sources(config, addresses),
         *_loops(config, addresses, is_local),
     ]
     return sorted(problems, key=lambda problem: problem.origin.line)
+
+
+def _parts(config: Config) -> list[Forward]:
+    """Forwards of one port each."""
+    return [part for forward in config.forwards for part in forward.parts()]
 
 
 def _resolved(host: str, addresses: Addresses) -> list[Address]:
@@ -72,9 +82,24 @@ def _mixed(config: Config) -> Iterator[Problem]:
             yield Problem(forward.origin, message)
 
 
+def _too_many(config: Config) -> Iterator[Problem]:
+    ranges = [forward for forward in config.forwards if forward.listen.last is not None]
+    count = 0
+    for forward in ranges:
+        count += len(forward.listen.ports)
+        if count > MOST_PORTS:
+            yield Problem(
+                forward.origin,
+                f"expected at most {MOST_PORTS} ports in ranges, found {count}: each is a socket in every "
+                "worker. Have nftables redirect them to one port, and forward that one with 'port=original'",
+            )
+            return
+
+
 def _conflicts(config: Config, addresses: Addresses) -> Iterator[Problem]:
     taken: dict[tuple[Protocol, int], dict[Address | str, Forward]] = {}
-    for forward in config.forwards:
+    told: set[tuple[Origin, Origin]] = set()
+    for forward in _parts(config):
         listen = forward.listen
         if listen.port == 0:
             continue
@@ -82,7 +107,8 @@ def _conflicts(config: Config, addresses: Addresses) -> Iterator[Problem]:
         key = _listening(forward, addresses) or listen.host.lower()
         others = taken.setdefault((listen.protocol, listen.port), {})
         other, how = _clash(key, others)
-        if other is not None:
+        if other is not None and (forward.origin, other.origin) not in told:
+            told.add((forward.origin, other.origin))
             yield Problem(
                 forward.origin,
                 f"expected a listener of its own, found '{listen}', {how} '{other.listen}' of line "
@@ -99,7 +125,7 @@ def _metrics(config: Config, addresses: Addresses) -> Iterator[Problem]:
     address = numeric(metrics.host)
     assert address is not None  # parse sees to it
     for forward in config.forwards:
-        if forward.listen.protocol is not Protocol.TCP or forward.listen.port != metrics.port:
+        if forward.listen.protocol is not Protocol.TCP or metrics.port not in forward.listen.ports:
             continue
         listening = _listening(forward, addresses)
         other, how = _clash(_unmapped(address), {listening: forward} if listening else {})
@@ -141,10 +167,15 @@ def _sources(config: Config, addresses: Addresses) -> Iterator[Problem]:
 
 
 def _loops(config: Config, addresses: Addresses, is_local: IsLocal) -> Iterator[Problem]:
-    following = _following(config, addresses, is_local)
+    forwards = _parts(config)
+    following = _following(forwards, addresses, is_local)
+    told: set[Origin] = set()
     for cycle in _cycles(following):
-        path = [config.forwards[index] for index in cycle]
+        path = [forwards[index] for index in cycle]
         last = max(path, key=lambda forward: forward.origin.line)
+        if last.origin in told:  # another port of its range
+            continue
+        told.add(last.origin)
         turn = path.index(last)
         lines = [forward.origin.line for forward in path[turn + 1 :] + path[: turn + 1]]
         if len(path) == 1:
@@ -154,16 +185,16 @@ def _loops(config: Config, addresses: Addresses, is_local: IsLocal) -> Iterator[
         yield Problem(last.origin, f"expected a target elsewhere, found '{last.target}', {way}")
 
 
-def _following(config: Config, addresses: Addresses, is_local: IsLocal) -> list[list[int]]:
+def _following(forwards: Sequence[Forward], addresses: Addresses, is_local: IsLocal) -> list[list[int]]:
     """For every forward, the indices of those that would accept what it dials."""
     listeners: dict[tuple[Protocol, int], dict[Address, int]] = {}
-    for index, forward in enumerate(config.forwards):
+    for index, forward in enumerate(forwards):
         address = _listening(forward, addresses)
         if address is not None and forward.listen.port != 0:
             near = listeners.setdefault((forward.listen.protocol, forward.listen.port), {})
             near.setdefault(address, index)
     following = []
-    for forward in config.forwards:
+    for forward in forwards:
         near = listeners.get((forward.target.protocol, forward.target.port), {})
         found = (
             [_accepting(near, address, is_local) for address in _dialled(forward, addresses)] if near else []

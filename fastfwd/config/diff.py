@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fastfwd.config.resolve import numeric
 from fastfwd.model import Address, Config, Endpoint, Forward, Protocol
 
+Key = tuple[Address | str, range, Protocol]
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -36,7 +38,7 @@ def diff(old: Config, new: Config) -> Difference:
     written, without case. Several forwards may ask for port 0 of one address: those
     are matched in order of occurrence.
     """
-    waiting: dict[tuple[Address | str, int, Protocol], deque[Forward]] = {}
+    waiting: dict[Key, deque[Forward]] = {}
     for forward in old.forwards:
         waiting.setdefault(_key(forward.listen), deque()).append(forward)
     kept = []
@@ -52,8 +54,8 @@ def diff(old: Config, new: Config) -> Difference:
     return Difference(tuple(kept), tuple(added), tuple(removed), _fixed(old, new))
 
 
-def _key(listen: Endpoint) -> tuple[Address | str, int, Protocol]:
-    return numeric(listen.host) or listen.host.lower(), listen.port, listen.protocol
+def _key(listen: Endpoint) -> Key:
+    return numeric(listen.host) or listen.host.lower(), listen.ports, listen.protocol
 
 
 def _fixed(old: Config, new: Config) -> tuple[str, ...]:

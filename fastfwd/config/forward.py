@@ -22,7 +22,7 @@ LONGEST_TIMEOUT = 2**31 - 1  # seconds: 68 years, and still a C int
 LONGEST_NAME = 253  # characters of a host name, RFC 1123 with RFC 1035 section 2.3.4
 
 _FIELDS = re.compile(r"([^ \t]+)[ \t]+([^ \t]+)[ \t]+([^ \t]+)[ \t]+([^ \t\[]+)[ \t]*(.*)", re.DOTALL)
-_PORT = re.compile(r"(?:([0-9]+)|([A-Za-z0-9_+.-]+))(?:/(tcp|udp))?")
+_PORT = re.compile(r"(?:([0-9]+)(?:-([0-9]+))?|([A-Za-z0-9_+.-]+))(?:/(tcp|udp))?")
 _OPTION = re.compile(r"[ \t]*([^ \t=]*)[ \t]*=[ \t]*(.*?)[ \t]*", re.DOTALL)
 _TWO_LISTS = re.compile(r"\][ \t]*\[")
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
@@ -64,10 +64,26 @@ def parse_forward(text: str, origin: Origin, *, service: Service, wrong: Say, wa
             timeout=options.timeout,
             name=options.name,
             max_connections=options.max_connections,
+            original_port=options.original_port,
         )
+        _wrong_together(forward, say)
     for message in errors:
         wrong(message)
     return None if errors else forward
+
+
+def _wrong_together(forward: Forward, wrong: Say) -> None:
+    listen, target = forward.listen, forward.target
+    if forward.original_port:
+        if listen.protocol is Protocol.UDP:
+            wrong("expected 'port=original' with TCP only: of a redirected datagram nobody tells the port")
+        if listen.last is not None or target.last is not None or target.port != 0:
+            wrong("expected one port to listen on, and 0 for the port to dial, with 'port=original'")
+    elif target.last is not None and len(target.ports) != len(listen.ports):
+        wrong(
+            f"expected as many ports to dial as to listen on ({len(listen.ports)}), or one, "
+            f"found {len(target.ports)}"
+        )
 
 
 def _shape(text: str) -> str:
@@ -77,8 +93,7 @@ def _shape(text: str) -> str:
 
 def _endpoint(host: str, port: str, service: Service, wrong: Say, warn: Say) -> Endpoint:
     host = _host(host, wrong, warn)
-    number, protocol = _port(port, service, wrong)
-    return Endpoint(host, number, protocol)
+    return Endpoint(host, *_port(port, service, wrong))
 
 
 def _host(text: str, wrong: Say, warn: Say) -> str:
@@ -132,7 +147,7 @@ def _wrong_with_ipv6(host: str) -> str | None:
     return None
 
 
-def _port(text: str, service: Service, wrong: Say) -> tuple[int, Protocol]:
+def _port(text: str, service: Service, wrong: Say) -> tuple[int, Protocol, int | None]:
     match = _PORT.fullmatch(text)
     if match is None:
         before, slash, after = text.partition("/")
@@ -140,21 +155,30 @@ def _port(text: str, service: Service, wrong: Say) -> tuple[int, Protocol]:
             wrong(expected("'/tcp', '/udp' or nothing after the port", slash + after))
         else:
             wrong(expected("a port number or service name", text))
-        return 0, Protocol.TCP
-    digits, name, suffix = match.groups()
+        return 0, Protocol.TCP, None
+    digits, end, name, suffix = match.groups()
     protocol = Protocol(suffix or "tcp")
     if digits is not None:
-        digits = digits.lstrip("0") or "0"
-        if len(digits) > 5 or int(digits) > 65535:
-            wrong(expected("a port from 0 to 65535", digits))
-            return 0, protocol
-        return int(digits), protocol
+        first, last = _number(digits, wrong), None if end is None else _number(end, wrong)
+        if first is None or (end is not None and last is None):
+            return 0, protocol, None
+        if last is not None and not 0 < first < last:
+            wrong(expected("a range of ports from a lower to a higher one", f"{digits}-{end}"))
+        return first, protocol, last
     number = _service(name, protocol.value, service)
     if number is None:
         hint = _hint(name, protocol, service)
         wrong(expected(f"a port number or the name of a {protocol.value} service{hint}", name))
-        return 0, protocol
-    return number, protocol
+        return 0, protocol, None
+    return number, protocol, None
+
+
+def _number(digits: str, wrong: Say) -> int | None:
+    digits = digits.lstrip("0") or "0"
+    if len(digits) > 5 or int(digits) > 65535:
+        wrong(expected("a port from 0 to 65535", digits))
+        return None
+    return int(digits)
 
 
 def _service(name: str, protocol: str, service: Service) -> int | None:
@@ -179,6 +203,7 @@ class _Options:
     timeout: int = DEFAULT_TIMEOUT
     name: str | None = None
     max_connections: int | None = None
+    original_port: bool = False
 
 
 def _options(rest: str, wrong: Say, warn: Say) -> _Options:
@@ -200,8 +225,12 @@ def _options(rest: str, wrong: Say, warn: Say) -> _Options:
             found.max_connections = amount(value)
             if found.max_connections is None:
                 wrong(expected(AMOUNT, value))
+        elif key == "port":
+            found.original_port = value == "original"
+            if not found.original_port:
+                wrong(expected("'original'", value))
         else:
-            wrong(expected("one of the options 'timeout', 'src', 'name', 'max-connections'", key))
+            wrong(expected("one of the options 'timeout', 'src', 'name', 'max-connections', 'port'", key))
     return found
 
 

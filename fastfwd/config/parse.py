@@ -37,7 +37,7 @@ LONGEST_PATH = 107  # bytes of sun_path without its NUL, unix(7)
 
 _BLANKS = " \t"
 _FIRST_WORD = re.compile(r"[^ \t#]*")
-_FORWARD = re.compile(r"[^ \t#]+[ \t]+[0-9]+(?:/tcp|/udp)?[ \t]+[^ \t#]+[ \t]+[^ \t#]")
+_FORWARD = re.compile(r"[^ \t#]+[ \t]+[0-9]+(?:-[0-9]+)?(?:/tcp|/udp)?[ \t]+[^ \t#]+[ \t]+[^ \t#]")
 # Three fields are a forward that lacks one; fewer are something else, and the forward above stays current.
 _MEANS_FORWARD = re.compile(r"[^ \t]+[ \t]+[^ \t]+[ \t]+[^ \t]")
 _FILE_NAME = re.compile(r'(?:"([^"]+)"|([^ \t]+))(.*)', re.DOTALL)

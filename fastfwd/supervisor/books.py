@@ -143,12 +143,12 @@ class Books:
         """The accept queues' lengths, and what receive buffers had no room for. The supervisor
         looks, because it is a worker that is stuck whose queue grows."""
         found: dict[tuple[int, int], tuple[int, int]] = {}
+        lost: dict[tuple[int, int], int] = {}
         for place in places:
             number = numbers[key(place.forward)]
             for slot, listener in enumerate(listeners.held.get(place.key, ())):
                 if listener.type == socket.SOCK_DGRAM:
-                    row = self._scoreboard.forward(number, slot)
-                    row[ForwardCell.DROPPED_QUEUE] = drops(listener)
+                    lost[number, slot] = lost.get((number, slot), 0) + drops(listener)
                     continue
                 length, limit = queue(listener)
                 others = found.get((number, slot), (0, 0))
@@ -157,3 +157,5 @@ class Books:
             row = self._scoreboard.forward(number, slot)
             row[ForwardCell.QUEUE_LENGTH] = length
             row[ForwardCell.QUEUE_LIMIT] = limit
+        for (number, slot), count in lost.items():
+            self._scoreboard.forward(number, slot)[ForwardCell.DROPPED_QUEUE] = count

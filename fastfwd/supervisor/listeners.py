@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastfwd.model import Address, Config, ConfigError, Endpoint, Forward, Problem, Protocol
-from fastfwd.worker.dial import tune
+from fastfwd.worker.dial import NO_ROOM, tune
 from fastfwd.worker.udp import ask_for_address, is_any
 
 BACKLOG: Final = 65535
@@ -34,7 +34,7 @@ SO_MEMINFO: Final = 55
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a forward listens on this host. `key` names the sockets across reloads: the
+    """Where a forward, or a part of one, listens on this host. `key` names the sockets across reloads: the
     address and port, and for port 0, which any number of forwards may ask for, which
     of them it is."""
 
@@ -48,7 +48,7 @@ def places(config: Config, hosts: Mapping[str, Sequence[Address]]) -> list[Place
     have an address; as in rinetd the first one counts."""
     result: list[Place] = []
     used: dict[str, int] = {}
-    for forward in config.forwards:
+    for forward in (part for each in config.forwards for part in each.parts()):
         address = hosts[forward.listen.host][0]
         base = f"{forward.listen.protocol.value} {address} {forward.listen.port}"
         used[base] = nth = used.get(base, 0) + 1
@@ -84,6 +84,8 @@ class Listeners:
             except OSError as error:
                 text = f"cannot listen on {place.forward.listen}: {error.strerror}"
                 problems.append(Problem(place.forward.origin, text))
+                if error.errno in NO_ROOM:
+                    break  # all that follow would say the same
             else:
                 opened[place.key] = group
         try:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 
 # The C class under socket.socket: no Python-level accept and close.
 from _socket import socket as Socket  # noqa: N812
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from fastfwd.model import Forward, Outcome
+from fastfwd.model import Address, Forward, Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import ForwardCell
 from fastfwd.worker.access import Judge
@@ -23,6 +24,8 @@ from fastfwd.worker.dial import NO_ROOM, STREAM, Dial, Target
 
 if TYPE_CHECKING:
     from fastfwd.worker.main import Worker
+
+SO_ORIGINAL_DST: Final = 80  # linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h
 
 BATCH: Final = 16
 """Connections taken per event, so that a burst does not starve the sessions."""
@@ -64,6 +67,7 @@ class Listener:
         self.target = target
         self.row = row
         self.active = active
+        self._parts: dict[int, Listener] = {}
 
     def event(self, mask: int) -> int:
         """Accept a batch. Returns how many connections there were."""
@@ -96,14 +100,35 @@ class Listener:
             elif refusal := admission.admit(address, self.row, self.forward.max_connections, self.active):
                 self._refuse(client, address, peer[1], refusal)
                 continue
-            Dial(self, client, descriptor, address, peer[1]).attempt()
+            listener = self if not self.forward.original_port else self._asked_for(client)
+            Dial(listener, client, descriptor, address, peer[1]).attempt()
         return BATCH
+
+    def update(self, hosts: Mapping[str, Sequence[Address]]) -> None:
+        """Names have other addresses."""
+        self.target.update(hosts)
+        self._parts.clear()
 
     def empty(self) -> None:
         """Accept whatever is still queued, before the socket is closed: closing resets
         what waits in the queue."""
         while self.event(0) == BATCH:
             pass
+
+    def _asked_for(self, client: Socket) -> Listener:
+        """The part of this listener that is for the port which `client` asked for, before the packet
+        filter redirected it."""
+        port = original_port(client)
+        if port not in self._parts:
+            forward = self.forward.at(port, port)
+            target = Target(self.target.host, port, self.target.source_host)
+            if port != self.forward.listen.port:  # else nobody has redirected it
+                target.addresses, target.sources = self.target.addresses, self.target.sources
+            target.self_connect = self.target.self_connect
+            self._parts[port] = Listener(
+                self.worker, forward, self.sock, self.judge, target, self.row, self.active
+            )
+        return self._parts[port]
 
     def _refuse(self, client: Socket, address: str, port: int, outcome: Outcome) -> None:
         self.row[REFUSED[outcome]] += 1
@@ -112,6 +137,19 @@ class Listener:
         # A flood over a limit must not become one of the log, too.
         if worker.log is not None and (outcome in ACCESS or worker.may_tell()):
             worker.log.event(Event(self.forward, outcome, address, port, serial=worker.next_serial()))
+
+
+def original_port(client: Socket) -> int:
+    """The port to which the SYN of an accepted connection was sent: netfilter's SO_ORIGINAL_DST, or the
+    listener's where nothing has redirected it. Both answers begin like a struct sockaddr_in."""
+    levels = (socket.IPPROTO_IPV6, socket.IPPROTO_IP)  # the latter also for IPv4 clients of an IPv6 listener
+    for level in levels if client.family == socket.AF_INET6 else levels[1:]:
+        try:
+            (port,) = struct.unpack_from("!2xH", client.getsockopt(level, SO_ORIGINAL_DST, 28))
+        except OSError:  # ENOENT: no such connection in the tables; ENOPROTOOPT: no tables
+            continue
+        return int(port)
+    return int(client.getsockname()[1])
 
 
 def zone(index: int) -> str:

@@ -242,7 +242,7 @@ class Worker:
             self._reopen(descriptors)
         elif operation == "addresses":
             for listener in self._listeners.values():
-                listener.target.update(message["hosts"])
+                listener.update(message["hosts"])
         elif operation == "drain":
             self.drain()
         elif operation == "stop":
@@ -272,7 +272,7 @@ class Worker:
         target = Target(forward.target.host, forward.target.port, forward.source)
         target.update(table.hosts)
         # Only a target among the kernel's own source ports can be dialled by itself.
-        target.self_connect = target.port in table.ephemeral
+        target.self_connect = forward.original_port or target.port in table.ephemeral
         judge = compile_rules((table.rules, forward.rules))
         row = self.scoreboard.forward(entry.row, self.slot)
         active = partial(self.scoreboard.active, entry.row)

@@ -18,7 +18,7 @@ import socket
 import struct
 from _socket import socket as Socket  # noqa: N812
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from fastfwd.model import Address, Outcome
@@ -120,6 +120,10 @@ class UdpListener:
                 flow.refused(error, buffer[:size])
         self.row[DATAGRAMS_RECEIVED] += count
         self.row[RECEIVED] += octets
+
+    def update(self, hosts: Mapping[str, Sequence[Address]]) -> None:
+        """Names have other addresses; flows keep theirs."""
+        self.target.update(hosts)
 
     def expire(self, now: float) -> None:
         """End the flows that have been silent for the forward's timeout."""

@@ -68,6 +68,8 @@ def _forward(forward: Forward) -> str:
         text += f", source {forward.source}"
     if forward.max_connections is not None:
         text += f", max-connections {forward.max_connections}"
+    if forward.original_port:
+        text += ", the port asked for"
     return text if forward.name is None else f"{text}, name {forward.name}"
 
 

@@ -28,7 +28,7 @@ PARTS = (
 
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"config", "observe", "supervisor"},
+    "cli": {"config", "observe", "supervisor", "worker"},
     "supervisor": {"config", "worker", "observe", "channel", "resolver"},
     "worker": {"relay", "observe", "channel"},
     "resolver": {"channel", "config", "worker"},
