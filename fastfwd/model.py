@@ -148,7 +148,8 @@ class Forward:
     `source` is the local address to dial from; `rules` are the access rules that
     follow the line in the file. `max_connections` is its own limit, None for none.
     With `original_port` it dials the port that the client asked for before the packet
-    filter redirected it here; the target's own is not used.
+    filter redirected it here; the target's own is not used. `dns_refresh` is the
+    configuration's for its target alone.
     """
 
     listen: Endpoint
@@ -160,6 +161,7 @@ class Forward:
     rules: tuple[AccessRule, ...] = ()
     max_connections: int | None = None
     original_port: bool = False
+    dns_refresh: int | None = None
 
     def at(self, listen: int, target: int) -> Forward:
         """This forward with one port to listen on and one to dial: a part of it, known by its label."""
@@ -219,6 +221,8 @@ class Config:
 
     `workers` None means one per usable processor; `user` and `group` None mean the
     default account; `logfile` None means no connection log, `metrics` None no exporter;
+    `dns_refresh` is how many seconds an answer of the name service holds (0: until the
+    next reload), `dns_family` the only family of addresses to dial, None for both;
     `warnings` are for the operator and stop nothing.
     """
 
@@ -234,6 +238,8 @@ class Config:
     group: str | None = None
     metrics: MetricsAddress | None = None
     limits: Limits = Limits()
+    dns_refresh: int = 600
+    dns_family: int | None = None
     origins: dict[str, Origin] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
 

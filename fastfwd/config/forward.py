@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastfwd.config.number import AMOUNT, amount
+from fastfwd.config.number import AMOUNT, NO_TIME, amount, seconds
 from fastfwd.config.resolve import numeric
 from fastfwd.config.wording import expected, quote
 from fastfwd.model import Endpoint, Forward, Origin, Protocol
@@ -65,6 +65,7 @@ def parse_forward(text: str, origin: Origin, *, service: Service, wrong: Say, wa
             name=options.name,
             max_connections=options.max_connections,
             original_port=options.original_port,
+            dns_refresh=options.dns_refresh,
         )
         _wrong_together(forward, say)
     for message in errors:
@@ -204,6 +205,7 @@ class _Options:
     name: str | None = None
     max_connections: int | None = None
     original_port: bool = False
+    dns_refresh: int | None = None
 
 
 def _options(rest: str, wrong: Say, warn: Say) -> _Options:
@@ -229,8 +231,13 @@ def _options(rest: str, wrong: Say, warn: Say) -> _Options:
             found.original_port = value == "original"
             if not found.original_port:
                 wrong(expected("'original'", value))
+        elif key == "dns-refresh":
+            found.dns_refresh = seconds(value, or_none=True)
+            if found.dns_refresh is None:
+                wrong(expected(NO_TIME, value))
         else:
-            wrong(expected("one of the options 'timeout', 'src', 'name', 'max-connections', 'port'", key))
+            what = "'timeout', 'src', 'name', 'max-connections', 'port', 'dns-refresh'"
+            wrong(expected(f"one of the options {what}", key))
     return found
 
 

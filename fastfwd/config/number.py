@@ -16,6 +16,7 @@ LONGEST: Final = 2**31 - 1
 
 AMOUNT: Final = f"a number from 1 to {MOST}"
 TIME: Final = "a time such as 30 (seconds), 90s, 5m, 2h or 1d"
+NO_TIME: Final = f"{TIME}, or 0 for never"
 """What should have stood there, for messages."""
 
 UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -30,8 +31,10 @@ def amount(text: str) -> int | None:
     return None if match is None or int(match[1]) > MOST else int(match[1])
 
 
-def seconds(text: str) -> int | None:
-    """A time of 1 s to LONGEST, in seconds; None for anything else."""
+def seconds(text: str, *, or_none: bool = False) -> int | None:
+    """A time of 1 s to LONGEST, in seconds; with `or_none` 0 too. None for anything else."""
+    if or_none and re.fullmatch("0+s?", text):
+        return 0
     match = _TIME.fullmatch(text)
     if match is None:
         return None

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from fastfwd.config.forward import Service, parse_forward
-from fastfwd.config.number import AMOUNT, TIME, amount, seconds
+from fastfwd.config.number import AMOUNT, NO_TIME, TIME, amount, seconds
 from fastfwd.config.pattern import is_pattern, network, never_matches, normalise
 from fastfwd.config.resolve import numeric
 from fastfwd.config.wording import expected, quote
@@ -33,6 +33,7 @@ GUARDS = frozenset(
         *("max-connections", "max-connections-per-client", "max-udp-connections"),
     }
 )
+FAMILIES: dict[str, int | None] = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "any": None}
 LONGEST_PATH = 107  # bytes of sun_path without its NUL, unix(7)
 
 _BLANKS = " \t"
@@ -132,6 +133,8 @@ class _Reader:
             "max-udp-connections": lambda rest: self.limit("max-udp-connections", "udp_connections", rest),
             "connect-timeout": lambda rest: self.time("connect-timeout", "connect_timeout", rest),
             "idle-timeout": lambda rest: self.time("idle-timeout", "idle_timeout", rest),
+            "dns-refresh": self.dns_refresh,
+            "dns-multi-ip-proto": self.dns_family,
             "half-close-timeout": lambda rest: self.time("half-close-timeout", "half_close_timeout", rest),
         }
 
@@ -328,6 +331,27 @@ class _Reader:
             return
         self.set(directive)
         self.settings = replace(self.settings, limits=replace(self.settings.limits, **{field: number}))
+
+    def dns_refresh(self, rest: str) -> None:
+        word = self.argument(rest, NO_TIME, self.wrong)
+        if word is None:
+            return
+        if (number := seconds(word, or_none=True)) is None:
+            self.wrong(expected(NO_TIME, word))
+            return
+        self.set("dns-refresh")
+        self.settings = replace(self.settings, dns_refresh=number)
+
+    def dns_family(self, rest: str) -> None:
+        what = "one of 'ipv4', 'ipv6', 'any'"
+        word = self.argument(rest, what, self.wrong)
+        if word is None:
+            return
+        if word not in FAMILIES:
+            self.wrong(expected(what, word))
+            return
+        self.set("dns-multi-ip-proto")
+        self.settings = replace(self.settings, dns_family=FAMILIES[word])
 
     def metrics(self, rest: str) -> None:
         what = "'ADDRESS:PORT' or 'unix:/path'"

@@ -30,7 +30,7 @@ from fastfwd.supervisor.books import Books
 from fastfwd.supervisor.children import EXPORTER, RESOLVER, Child, Children
 from fastfwd.supervisor.listeners import Listeners, places
 from fastfwd.supervisor.metrics import MetricsPort
-from fastfwd.supervisor.names import Names, bound, dialled, unbound, unreachable
+from fastfwd.supervisor.names import Names, bound, dialled, periods, unbound, unreachable
 from fastfwd.supervisor.pidfile import PidFile, PidFileError
 from fastfwd.supervisor.reload import Phase, Reload
 from fastfwd.supervisor.setup import Setup
@@ -159,7 +159,7 @@ class Supervisor:
 
     def ask(self, config: Config) -> None:
         """Have every host of `config` looked up; what is numeric is known at once."""
-        self.names.want(bound(config) | dialled(config))
+        self.names.want(periods(config))
 
     def _ask_resolver(self, name: str) -> None:
         child = self.children.living.get(RESOLVER)
@@ -273,6 +273,8 @@ class Supervisor:
                 self._serving(child, int(message["generation"]))
             elif operation == "say":
                 self._write(child, int(message["level"]), text(message["text"]))
+            elif operation == "suspect" and child.slot >= 0:
+                self.names.suspect(message["host"], time.monotonic())
             elif operation == "beat" and child.slot == EXPORTER:
                 child.beat += 1
                 child.missed = 0
@@ -364,6 +366,7 @@ class Supervisor:
             config.logduration,
             host.ephemeral_ports(),
             config.limits,
+            config.dns_family,
         )
         child.channel.send({"op": "prepare", "table": table}, descriptors)
 
@@ -518,7 +521,7 @@ class Supervisor:
 
     def forget_other_names(self) -> None:
         """Stop looking up what the configuration in force does not name."""
-        self.names.keep(bound(self.config) | dialled(self.config))
+        self.names.keep(periods(self.config))
 
     def reopen_log(self) -> None:
         """Go on in a new log file, after a rotation, without a new configuration."""

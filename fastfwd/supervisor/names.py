@@ -11,7 +11,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,8 +19,8 @@ from fastfwd.channel import Message
 from fastfwd.config.resolve import numeric
 from fastfwd.model import Address, Config, Forward, Problem
 
-REFRESH: Final = 600.0
-"""Seconds between lookups of a name that is known."""
+AGAIN: Final = 5.0
+"""Seconds between two questions about a name that dials complain of."""
 
 RETRY: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before a failed lookup is tried again; the last one goes on."""
@@ -53,10 +53,14 @@ class Names:
         self._dropped: set[str] = set()
         self._due: dict[str, float] = {}
         self._tries: dict[str, int] = {}
+        self._asked: dict[str, float] = {}
+        self._periods: dict[str, int] = {}
 
-    def want(self, hosts: Iterable[str]) -> None:
-        """Look up every name of `hosts` now; numeric ones are entered as they are."""
-        for host in hosts:
+    def want(self, periods: Mapping[str, int]) -> None:
+        """Look up every name now; numeric hosts are entered as they are. `periods` says for how
+        many seconds an answer about each holds; 0: until somebody asks again."""
+        self._periods.update(periods)
+        for host in periods:
             if (address := numeric(host)) is not None:
                 self.addresses[host] = [address]
             else:
@@ -88,7 +92,8 @@ class Names:
                 raise ValueError(f"no reason why there is no {host}")
             self.failures[host] = Failure(reason, message.get("definitive") is True)
             return None
-        self._due[host] = now + REFRESH
+        if period := self._periods.get(host):
+            self._due[host] = now + period
         self.resolved[host] = time.time_ns()
         addresses = [_address(family, text) for family, text in message["addresses"]]
         self._tries.pop(host, None)
@@ -105,15 +110,27 @@ class Names:
             if due <= now:
                 self._question(host)
 
+    def suspect(self, host: object, now: float) -> None:
+        """Dials to `host`, so a worker says, fail: its addresses may be old."""
+        if (
+            isinstance(host, str)
+            and numeric(host) is None
+            and host in self.addresses
+            and now >= self._asked.get(host, -AGAIN) + AGAIN
+        ):
+            self._asked[host] = now
+            self._question(host)
+
     def ask_again(self) -> None:
         """Repeat every open question, to a resolver that has taken a dead one's place."""
         for host in self._waiting:
             self._ask(host)
 
-    def keep(self, hosts: Iterable[str]) -> None:
-        """Forget every host that is not in `hosts`."""
-        wanted = set(hosts)
-        for book in (self.addresses, self.failures, self.resolved, self._due, self._tries):
+    def keep(self, periods: Mapping[str, int]) -> None:
+        """Forget every host but these, whose answers hold for so many seconds (see `want`)."""
+        self._periods = dict(periods)
+        wanted = set(periods)
+        for book in (self.addresses, self.failures, self.resolved, self._due, self._tries, self._asked):
             for host in set(book) - wanted:
                 del book[host]
         self._dropped |= self._waiting - wanted
@@ -138,6 +155,18 @@ def dialled(config: Config) -> set[str]:
 def bound(config: Config) -> set[str]:
     """Every host a configuration's forwards listen on."""
     return {forward.listen.host for forward in config.forwards}
+
+
+def periods(config: Config) -> dict[str, int]:
+    """Every host of a configuration, and how many seconds its addresses hold: as the forward that asks
+    most often says. 0: until the next reload."""
+    found: dict[str, set[int]] = {host: {config.dns_refresh} for host in bound(config)}
+    for forward in config.forwards:
+        own = config.dns_refresh if forward.dns_refresh is None else forward.dns_refresh
+        for host in (forward.target.host, forward.source):
+            if host is not None:
+                found.setdefault(host, set()).add(own)
+    return {host: min(each - {0}, default=0) for host, each in found.items()}
 
 
 def unbound(config: Config, names: Names) -> list[Problem]:

@@ -121,7 +121,7 @@ class Listener:
         port = original_port(client)
         if port not in self._parts:
             forward = self.forward.at(port, port)
-            target = Target(self.target.host, port, self.target.source_host)
+            target = Target(self.target.host, port, self.target.source_host, self.target.family)
             if port != self.forward.listen.port:  # else nobody has redirected it
                 target.addresses, target.sources = self.target.addresses, self.target.sources
             target.self_connect = self.target.self_connect

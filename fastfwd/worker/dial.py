@@ -24,6 +24,7 @@ from fastfwd.worker.session import READ, READABLE, Session
 
 if TYPE_CHECKING:
     from fastfwd.worker.accept import Listener
+    from fastfwd.worker.main import Worker
 
 PATIENCE: Final = 1.0
 """Seconds a dial may take before its client is registered with epoll: most never are,
@@ -36,6 +37,9 @@ FAILED: Final = select.EPOLLERR | select.EPOLLHUP
 # For every connection; an enum's attribute costs 0.05 µs more.
 CONNECTS: Final = int(ForwardCell.CONNECTS)
 OPENED: Final = int(ForwardCell.OPENED)
+
+SUSPECT: Final = 3
+"""Failed dials in a row after which the target's name is looked up again."""
 
 NOTHING: Final = bytes(4)
 """What ioctl(FIONREAD) answers when nothing has come."""
@@ -78,24 +82,35 @@ CLOSED: Final = {
 class Target:
     """Where a forward's sessions go: numeric addresses, changed when a name's do.
 
-    `sources` are the local addresses to dial from. A `source_host` without any says that
+    `family` is the only one of addresses that is dialled, None for both; `sources` are the
+    local addresses to dial from. A `source_host` without any says that
     the configuration names one that could not be resolved: then nothing is dialled,
     since going out from another address would be a security hole.
     """
 
-    def __init__(self, host: str, port: int, source_host: str | None) -> None:
+    def __init__(self, host: str, port: int, source_host: str | None, family: int | None = None) -> None:
         self.host = host
+        self.family = family
         self.port = port
         self.source_host = source_host
         self.addresses: list[Address] = []
         self.sources: list[Address] = []
         self.self_connect = False
+        self.failures = 0
+        """Dials that have failed since one succeeded."""
 
     def update(self, hosts: Mapping[str, Sequence[Address]]) -> None:
         """Take the addresses of this target's names out of `hosts`, if they are there."""
-        self.addresses = list(hosts.get(self.host, self.addresses))
+        if self.host in hosts:
+            self.addresses = [each for each in hosts[self.host] if self.family in (None, each.family)]
         if self.source_host is not None:
             self.sources = list(hosts.get(self.source_host, self.sources))
+
+    def failed(self, worker: Worker) -> None:
+        """A dial has; `failures` of 0 is for whoever sees one succeed to write."""
+        self.failures += 1
+        if self.failures % SUSPECT == 0:
+            worker.suspect(self)
 
 
 def tune(sock: Socket) -> None:
@@ -202,7 +217,8 @@ class Dial:
             if code not in (0, errno.EINPROGRESS):
                 backend.close()
                 outcome = Outcome.LOCAL_CONNECT_FAILED
-                self._count(ForwardCell.CONNECTS, WHY.get(code, ForwardCell.LOCAL))
+                self._count(ForwardCell.CONNECTS)
+                self._failed(WHY.get(code, ForwardCell.LOCAL))
                 continue
             self.backend_fd = backend.fileno()
             try:
@@ -241,6 +257,8 @@ class Dial:
         worker = self.listener.worker
         worker.forget_dial(self)
         took = worker.loop.now - self._dialled
+        if self.listener.target.failures:
+            self.listener.target.failures = 0
         if not broken:
             CONNECT_TIME.observe(self.listener.row, took)
         session = Session(self, backend, took)
@@ -293,7 +311,7 @@ class Dial:
             self.end(Outcome.DONE_REMOTE_CLOSED)
 
     def _try_another(self, why: ForwardCell) -> None:
-        self._count(why)
+        self._failed(why)
         worker = self.listener.worker
         worker.patience.discard(self)
         worker.overdue.discard(self)
@@ -309,6 +327,11 @@ class Dial:
     def _count(self, *cells: ForwardCell) -> None:
         for cell in cells:
             self.listener.row[cell] += 1
+
+    def _failed(self, why: ForwardCell) -> None:
+        """An address could not be dialled."""
+        self._count(why)
+        self.listener.target.failed(self.listener.worker)
 
     def _log(self, outcome: Outcome) -> None:
         worker = self.listener.worker

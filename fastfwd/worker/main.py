@@ -84,7 +84,7 @@ class Entry:
 class Table:
     """What a worker serves from the commit of `generation` on. `hosts` maps every host of
     the forwards, numeric or not, to its addresses; `ephemeral` is the range the kernel
-    takes source ports from."""
+    takes source ports from, `family` the only one of addresses that are dialled (None: both)."""
 
     generation: int
     entries: tuple[Entry, ...]
@@ -95,6 +95,7 @@ class Table:
     logduration: bool
     ephemeral: range
     limits: Limits
+    family: int | None
 
 
 Listeners = dict[str, Listener | UdpListener]
@@ -172,6 +173,10 @@ class Worker:
         """All of them."""
         listeners = [each for each in self._listeners.values() if isinstance(each, UdpListener)]
         return [flow for listener in listeners for flow in listener.flows.of.values()]
+
+    def suspect(self, target: Target) -> None:
+        """Dials to `target` fail one after the other: its name may have other addresses by now."""
+        self.channel.send({"op": "suspect", "host": target.host})
 
     def may_tell(self) -> bool:
         """Whether one more line about a client over a limit may be logged in this second."""
@@ -269,7 +274,7 @@ class Worker:
 
     def _listener(self, entry: Entry, sock: Socket, table: Table) -> Listener | UdpListener:
         forward = entry.forward
-        target = Target(forward.target.host, forward.target.port, forward.source)
+        target = Target(forward.target.host, forward.target.port, forward.source, table.family)
         target.update(table.hosts)
         # Only a target among the kernel's own source ports can be dialled by itself.
         target.self_connect = forward.original_port or target.port in table.ephemeral

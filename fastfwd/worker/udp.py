@@ -377,6 +377,7 @@ class Flow:
         del flows.unanswered[self]
         self.order = flows.answered
         self.order[self] = None
+        self.listener.target.failures = 0
         self.outcome = Outcome.IDLE_TIMEOUT
 
     def _unreachable(self, error: OSError) -> None:
@@ -385,6 +386,7 @@ class Flow:
         if self.order is listener.flows.unanswered and self.outcome is Outcome.IDLE_TIMEOUT:
             self.outcome = Outcome.LOCAL_CONNECT_FAILED
             listener.row[WHY.get(error.errno or 0, ForwardCell.LOCAL)] += 1
+            listener.target.failed(listener.worker)
         if len(listener.target.addresses) > 1:
             self.dial()
 

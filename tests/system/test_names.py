@@ -141,6 +141,53 @@ def test_a_name_that_vanished_keeps_its_address(
     assert echoes(files, port)
 
 
+def test_a_moved_name_is_followed_in_time(files: Place, behind: Server, forwarder: StartForwarder) -> None:
+    """Without a reload, as often as `dns-refresh` says: here nobody dials before the name has moved."""
+    files.hosts("127.0.0.9 backend")
+    port = free_port()
+    running = files.inside.call(forwarder, f"127.0.0.1 {port} backend {behind.port}\ndns-refresh 1\n")
+    files.hosts("127.0.0.1 backend")
+    running.wait_said("backend is now 127.0.0.1")
+    assert echoes(files, port)
+
+
+def test_a_forward_has_its_own_pace(files: Place, behind: Server, forwarder: StartForwarder) -> None:
+    """Its `dns-refresh=` holds where the directive asks for none."""
+    files.hosts("127.0.0.9 backend")
+    port = free_port()
+    running = files.inside.call(
+        forwarder, f"127.0.0.1 {port} backend {behind.port} [dns-refresh=1]\ndns-refresh 0\n"
+    )
+    files.hosts("127.0.0.1 backend")
+    running.wait_said("backend is now 127.0.0.1")
+
+
+def test_dials_that_fail_have_the_name_looked_up(
+    files: Place, behind: Server, forwarder: StartForwarder
+) -> None:
+    """After three in a row, also where no answer is ever too old."""
+    files.hosts("127.0.0.9 backend")
+    port = free_port()
+    running = files.inside.call(
+        forwarder, f"127.0.0.1 {port} backend {behind.port}\ndns-refresh 0\n", workers=1
+    )
+    files.hosts("127.0.0.1 backend")
+    assert not any(echoes(files, port) for _ in range(3))
+    running.wait_said("backend is now 127.0.0.1")
+    assert echoes(files, port)
+
+
+def test_one_family_only(files: Place, behind: Server, forwarder: StartForwarder) -> None:
+    """`dns-multi-ip-proto ipv6` leaves the IPv4 address alone, although somebody is there."""
+    files.hosts("127.0.0.1 backend", "::1 backend")
+    port = free_port()
+    config = f"127.0.0.1 {port} backend {behind.port}\n"
+    running = files.inside.call(forwarder, f"{config}dns-multi-ip-proto ipv6\n")
+    assert not echoes(files, port)
+    running.reload(f"{config}dns-multi-ip-proto ipv4\n")
+    assert echoes(files, port)
+
+
 # A silent name server.
 
 

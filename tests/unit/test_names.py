@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-from fastfwd.model import Address
-from fastfwd.supervisor.names import REFRESH, RETRY, Names
+from fastfwd.model import Address, Config, Endpoint, Forward, Origin, Protocol
+from fastfwd.supervisor.names import AGAIN, RETRY, Names, periods
 
 V4, V6 = int(socket.AF_INET), int(socket.AF_INET6)
 ONE, TWO, SIX = Address(V4, "192.0.2.1"), Address(V4, "192.0.2.2"), Address(V6, "2001:db8::1")
+
+
+REFRESH = 600
 
 
 class Book:
@@ -47,7 +50,7 @@ class Book:
 def book() -> Book:
     """A book that wants `web`."""
     made = Book()
-    made.names.want(["web"])
+    made.names.want({"web": REFRESH})
     return made
 
 
@@ -67,7 +70,7 @@ def test_a_name_is_asked_for(book: Book) -> None:
 def test_numbers_are_known_at_once(host: str, address: Address) -> None:
     """What is numeric needs no question."""
     book = Book()
-    book.names.want([host])
+    book.names.want({host: REFRESH})
     assert book.asked == []
     assert book.names.addresses == {host: [address]}
     assert not book.names.waiting([host])
@@ -75,7 +78,7 @@ def test_numbers_are_known_at_once(host: str, address: Address) -> None:
 
 def test_a_question_is_asked_once(book: Book) -> None:
     """Wanted again while the answer is on its way, it is not asked twice."""
-    book.names.want(["web"])
+    book.names.want({"web": REFRESH})
     assert book.asked == ["web"]
 
 
@@ -88,14 +91,14 @@ def test_waiting_is_about_the_names_given(book: Book) -> None:
 def test_a_reload_asks_again(book: Book) -> None:
     """A name that is known is looked up anew when it is wanted anew."""
     book.found("web", ONE)
-    book.names.want(["web"])
+    book.names.want({"web": REFRESH})
     assert book.asked == ["web", "web"]
     assert book.names.addresses["web"] == [ONE]
 
 
 def test_a_new_resolver_is_asked_everything_open(book: Book) -> None:
     """After the resolver's death open questions are repeated, answered ones are not."""
-    book.names.want(["mail"])
+    book.names.want({"mail": REFRESH})
     book.found("mail", ONE)
     book.names.ask_again()
     assert book.asked == ["web", "mail", "web"]
@@ -114,7 +117,7 @@ def test_an_answer_is_taken(book: Book) -> None:
 def test_a_new_address_is_news(book: Book) -> None:
     """Other addresses replace the old ones and are reported."""
     book.found("web", ONE)
-    book.names.want(["web"])
+    book.names.want({"web": REFRESH})
     assert book.found("web", TWO) == "web"
     assert book.names.addresses["web"] == [TWO]
 
@@ -122,14 +125,14 @@ def test_a_new_address_is_news(book: Book) -> None:
 def test_the_same_answer_is_no_news(book: Book) -> None:
     """Nothing is reported when nothing has changed."""
     book.found("web", ONE, TWO)
-    book.names.want(["web"])
+    book.names.want({"web": REFRESH})
     assert book.found("web", ONE, TWO) is None
 
 
 def test_a_rotated_answer_is_no_news(book: Book) -> None:
     """A name server that turns its list round does not make the workers dial elsewhere."""
     book.found("web", ONE, TWO)
-    book.names.want(["web"])
+    book.names.want({"web": REFRESH})
     assert book.found("web", TWO, ONE) is None
     assert book.names.addresses["web"] == [ONE, TWO]
 
@@ -137,7 +140,7 @@ def test_a_rotated_answer_is_no_news(book: Book) -> None:
 def test_a_failure_keeps_the_old_addresses(book: Book) -> None:
     """An old address is better than none."""
     book.found("web", ONE)
-    book.names.want(["web"])
+    book.names.want({"web": REFRESH})
     assert book.failed("web") is None
     assert book.names.addresses["web"] == [ONE]
     assert book.names.failures["web"].reason == "no luck"
@@ -153,7 +156,7 @@ def test_a_failure_says_whether_the_name_exists(book: Book, definitive: bool) ->
 def test_success_clears_the_failure(book: Book) -> None:
     """A name that is found has no failure any more."""
     book.failed("web")
-    book.names.want(["web"])
+    book.names.want({"web": REFRESH})
     book.found("web", ONE)
     assert book.names.failures == {}
 
@@ -226,6 +229,39 @@ def test_a_known_name_is_asked_for_again(book: Book) -> None:
     assert book.due_at("web", 1000.0) == 1000.0 + REFRESH
 
 
+def test_an_answer_that_holds_for_ever(book: Book) -> None:
+    """With a period of 0 nobody asks again by himself."""
+    book.names.keep({"web": 0})
+    book.found("web", ONE, now=0.0)
+    book.names.refresh(1e9)
+    assert book.asked == ["web"]
+
+
+def test_dials_that_fail_ask_again(book: Book) -> None:
+    """At once, but not more often than every AGAIN seconds, and only about a name that is in use."""
+    book.found("web", ONE, now=0.0)
+    for host in ("web", "other", "127.0.0.1", None, ["web"]):
+        book.names.suspect(host, 100.0)
+    assert book.asked == ["web", "web"]
+    book.found("web", ONE, now=100.0)
+    book.names.suspect("web", 100.0 + AGAIN / 2)
+    assert book.asked == ["web", "web"]
+    book.names.suspect("web", 100.0 + AGAIN)
+    assert book.asked == ["web", "web", "web"]
+
+
+def test_the_shortest_period_counts() -> None:
+    """Of the forwards that dial a name; `off` is no period at all."""
+
+    def to(host: str, refresh: int | None) -> Forward:
+        listen = Endpoint("127.0.0.1", 2001, Protocol.TCP)
+        return Forward(listen, Endpoint(host, 80, Protocol.TCP), Origin("f", 1), dns_refresh=refresh)
+
+    forwards = (to("a", 30), to("a", 5), to("a", 0), to("b", None), to("c", 0))
+    found = periods(Config("f", forwards, dns_refresh=90))
+    assert {host: found[host] for host in "abc"} == {"a": 5, "b": 90, "c": 0}
+
+
 def test_a_failed_name_is_tried_again_with_growing_pauses(book: Book) -> None:
     """The pauses are RETRY's, and the last one goes on."""
     now, pauses = 0.0, []
@@ -262,8 +298,8 @@ def test_nothing_is_asked_while_an_answer_is_due(book: Book) -> None:
 def test_what_is_not_kept_is_forgotten(book: Book) -> None:
     """After a reload without a name it is neither known nor asked for."""
     book.found("web", ONE, now=0.0)
-    book.names.want(["mail"])
-    book.names.keep(["mail"])
+    book.names.want({"mail": REFRESH})
+    book.names.keep({"mail": REFRESH})
     book.names.refresh(10 * REFRESH)
     assert set(book.names.addresses) == {"mail"}
     assert book.asked == ["web", "mail"]
@@ -271,13 +307,13 @@ def test_what_is_not_kept_is_forgotten(book: Book) -> None:
 
 def test_an_open_question_about_a_forgotten_name_is_not_waited_for(book: Book) -> None:
     """Nobody waits for an answer that nobody needs."""
-    book.names.keep([])
+    book.names.keep({})
     assert not book.names.waiting(["web"])
 
 
 def test_what_is_kept_stays(book: Book) -> None:
     """Kept names keep their addresses and their next question."""
     book.found("web", ONE, now=0.0)
-    book.names.keep(["web"])
+    book.names.keep({"web": REFRESH})
     assert book.names.addresses["web"] == [ONE]
     assert book.due_at("web", 0.0) == REFRESH
