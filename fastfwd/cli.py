@@ -91,8 +91,8 @@ def _test(file: str, *, lenient: bool) -> int:
     addresses: dict[str, list[Address]] = {}
     problems = []
     for forward in config.forwards:
-        for name in (forward.listen.host, forward.target.host, forward.source):
-            if name is None or name not in bind | dial or name in addresses:
+        for name in (forward.listen.host, *sorted(forward.hosts)):
+            if name not in bind | dial or name in addresses:
                 continue
             try:
                 addresses[name] = lookup(name)

@@ -7,8 +7,8 @@ package may import this module; it imports nothing of ours and never will.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 
 
 class Protocol(enum.Enum):
@@ -134,51 +134,130 @@ class Endpoint:
         """All of its ports."""
         return range(self.port, (self.port if self.last is None else self.last) + 1)
 
+    def at(self, port: int) -> Endpoint:
+        """The same with this port alone."""
+        return replace(self, port=port, last=None)
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         ports = self.port if self.last is None else f"{self.port}-{self.last}"
         return f"{host}:{ports}/{self.protocol.value}"
 
 
+class Balance(enum.Enum):
+    """How a forward with several backends chooses one (option `balance=`)."""
+
+    FIRST = "first"
+    ROUNDROBIN = "roundrobin"
+    LEASTCONN = "leastconn"
+    RANDOM = "random"
+    IPHASH = "iphash"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many in so many `seconds`, all of them at once if need be."""
+
+    count: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One of the places that a forward dials. `weight` is its share among the others; `name` what
+    metrics call it, its endpoint if None; `sources` are the local addresses to dial from, any if
+    there are none; `dns_refresh` is the configuration's, for its host alone."""
+
+    endpoint: Endpoint
+    weight: int = 1
+    name: str | None = None
+    sources: tuple[str, ...] = ()
+    dns_refresh: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What operators call it."""
+        return self.name or str(self.endpoint)
+
+
 @dataclass(frozen=True, slots=True)
 class Forward:
     """One `bindaddress bindport connectaddress connectport` line with its options.
 
-    `timeout` is in seconds and concerns UDP only (rinetd's default is 72);
-    `source` is the local address to dial from; `rules` are the access rules that
-    follow the line in the file. `max_connections` is its own limit, None for none.
-    With `original_port` it dials the port that the client asked for before the packet
-    filter redirected it here; the target's own is not used. `dns_refresh` is the
-    configuration's for its target alone.
+    Times are in seconds. `timeout` concerns UDP only (rinetd's default is 72); `rules` are the
+    access rules that follow the line in the file; `max_connections` is its own limit, None
+    for none. With `original_port` it dials the port that the client asked for before the packet
+    filter redirected it here; the backend's own is not used.
+
+    Of several `backends` one is chosen by `balance`. One that has failed `health_threshold`
+    dials in a row is left out for `recovery_timeout`; with a `check_interval` it is also
+    dialled that often to see whether it is there. For `affinity_ttl` a client stays with
+    its backend, up to `affinity_entries` of them. `sorry_file` is what a client gets if none
+    can be reached.
+
+    How it dials: `connect_timeout` in place of the configuration's, `keepalive`, from `device`,
+    with the packet `mark`, with the code point `dscp`, from an address that is not here yet
+    (`freebind`). `max_rate` is the most bytes per second of a session, in each direction;
+    `connection_rate` and `client_rate` limit how many begin, of all and of one client.
     """
 
     listen: Endpoint
-    target: Endpoint
+    backends: tuple[Backend, ...]
     origin: Origin
-    source: str | None = None
     timeout: int = 72
     name: str | None = None
     rules: tuple[AccessRule, ...] = ()
     max_connections: int | None = None
     original_port: bool = False
-    dns_refresh: int | None = None
+    balance: Balance = Balance.ROUNDROBIN
+    health_threshold: int = 3
+    recovery_timeout: int = 30
+    check_interval: int | None = None
+    affinity_ttl: int | None = None
+    affinity_entries: int = 10_000
+    connect_timeout: int | None = None
+    keepalive: bool = True
+    device: str | None = None
+    mark: int | None = None
+    dscp: int | None = None
+    freebind: bool = False
+    max_rate: int | None = None
+    connection_rate: Rate | None = None
+    client_rate: Rate | None = None
+    sorry_file: str | None = None
 
-    def at(self, listen: int, target: int) -> Forward:
-        """This forward with one port to listen on and one to dial: a part of it, known by its label."""
-        return replace(
-            self,
-            listen=replace(self.listen, port=listen, last=None),
-            target=replace(self.target, port=target, last=None),
-            name=self.label,
+    @property
+    def target(self) -> Endpoint:
+        """Where it leads: its only backend's endpoint, or its first one's."""
+        return self.backends[0].endpoint
+
+    @property
+    def hosts(self) -> set[str]:
+        """Every host that it dials, or dials from."""
+        return {host for each in self.backends for host in (each.endpoint.host, *each.sources)}
+
+    def at(self, listen: int, targets: Sequence[int]) -> Forward:
+        """This forward with one port to listen on, and for each backend the one to dial: a part of it,
+        which goes by the same label."""
+        moved = (
+            replace(each, endpoint=each.endpoint.at(port))
+            for each, port in zip(self.backends, targets, strict=True)
         )
+        return replace(self, listen=self.listen.at(listen), backends=tuple(moved), name=self.label)
+
+    def to(self, backend: Backend) -> Forward:
+        """This forward with one of its backends alone: what a session of that is logged with."""
+        return replace(self, backends=(backend,), name=self.label)
 
     def parts(self) -> tuple[Forward, ...]:
         """A forward for each of the ports that this one listens on."""
         if self.listen.last is None:
             return (self,)
-        targets = self.target.ports
-        ways = zip(self.listen.ports, targets if len(targets) > 1 else repeat(targets.start), strict=False)
-        return tuple(self.at(listen, target) for listen, target in ways)
+        ranges = [each.endpoint.ports for each in self.backends]
+        return tuple(
+            self.at(port, [ports[place if len(ports) > 1 else 0] for ports in ranges])
+            for place, port in enumerate(self.listen.ports)
+        )
 
     @property
     def label(self) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from fastfwd.config.resolve import numeric
-from fastfwd.config.wording import quote
-from fastfwd.model import Address, Config, Forward, Origin, Problem, Protocol
+from fastfwd.config.wording import expected, quote
+from fastfwd.model import Address, Backend, Config, Forward, Origin, Problem, Protocol
 
 MOST_PORTS: Final = 4096
 """Ports of all ranges together."""
@@ -76,10 +76,11 @@ def _wildcards(address: Address) -> tuple[Address, ...]:
 
 def _mixed(config: Config) -> Iterator[Problem]:
     for forward in config.forwards:
-        listen, target = forward.listen.protocol.value, forward.target.protocol.value
-        if listen != target:
-            message = f"expected '/{listen}' on both sides, found {quote(str(forward.target))}"
-            yield Problem(forward.origin, message)
+        for backend in forward.backends:
+            if forward.listen.protocol is not backend.endpoint.protocol:
+                wanted = f"'/{forward.listen.protocol.value}' on both sides"
+                yield Problem(forward.origin, expected(wanted, str(backend.endpoint)))
+                break
 
 
 def _too_many(config: Config) -> Iterator[Problem]:
@@ -153,17 +154,17 @@ def _clash(key: Address | str, others: Mapping[Address | str, Forward]) -> tuple
 
 def _sources(config: Config, addresses: Addresses) -> Iterator[Problem]:
     for forward in config.forwards:
-        if forward.source is None:
-            continue
-        ours = {address.family for address in _resolved(forward.source, addresses)}
-        theirs = {address.family for address in _resolved(forward.target.host, addresses)}
-        if ours and theirs and not ours & theirs:
-            version = "IPv6" if socket.AF_INET6 in theirs else "IPv4"
-            yield Problem(
-                forward.origin,
-                f"expected an {version} address after 'src=' to dial {quote(forward.target.host)} from, "
-                f"found {quote(forward.source)}",
-            )
+        for backend in forward.backends:
+            host, sources = backend.endpoint.host, backend.sources
+            ours = {each.family for source in sources for each in _resolved(source, addresses)}
+            theirs = {each.family for each in _resolved(host, addresses)}
+            if ours and theirs and not ours & theirs:
+                version = "IPv6" if socket.AF_INET6 in theirs else "IPv4"
+                yield Problem(
+                    forward.origin,
+                    f"expected an {version} address after 'src=' to dial {quote(host)} from, "
+                    f"found {quote(sources[0])}",
+                )
 
 
 def _loops(config: Config, addresses: Addresses, is_local: IsLocal) -> Iterator[Problem]:
@@ -195,10 +196,12 @@ def _following(forwards: Sequence[Forward], addresses: Addresses, is_local: IsLo
             near.setdefault(address, index)
     following = []
     for forward in forwards:
-        near = listeners.get((forward.target.protocol, forward.target.port), {})
-        found = (
-            [_accepting(near, address, is_local) for address in _dialled(forward, addresses)] if near else []
-        )
+        found: list[int | None] = []
+        for backend in forward.backends:
+            near = listeners.get((backend.endpoint.protocol, backend.endpoint.port), {})
+            if near:
+                dialled = _dialled(backend, addresses)
+                found += [_accepting(near, address, is_local) for address in dialled]
         following.append([index for index in dict.fromkeys(found) if index is not None])
     return following
 
@@ -212,8 +215,8 @@ def _accepting(listeners: Mapping[Address, int], address: Address, is_local: IsL
     return None
 
 
-def _dialled(forward: Forward, addresses: Addresses) -> list[Address]:
-    found = [_unmapped(address) for address in _resolved(forward.target.host, addresses)]
+def _dialled(backend: Backend, addresses: Addresses) -> list[Address]:
+    found = [_unmapped(address) for address in _resolved(backend.endpoint.host, addresses)]
     return [_LOOPBACK.get(address, address) for address in found]
 
 

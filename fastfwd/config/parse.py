@@ -19,7 +19,8 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from fastfwd.config.forward import Service, parse_forward
+from fastfwd.config.endpoint import Service
+from fastfwd.config.forward import parse_forward
 from fastfwd.config.number import AMOUNT, NO_TIME, TIME, amount, seconds
 from fastfwd.config.pattern import is_pattern, network, never_matches, normalise
 from fastfwd.config.resolve import numeric

@@ -70,8 +70,7 @@ def lookup(host: str) -> list[Address]:
 def hosts(config: Config) -> tuple[set[str], set[str]]:
     """The names that need `lookup`: those that forwards bind, and those they dial or dial from."""
     bind = {forward.listen.host for forward in config.forwards}
-    dial = {forward.target.host for forward in config.forwards}
-    dial.update(forward.source for forward in config.forwards if forward.source is not None)
+    dial = {host for forward in config.forwards for host in forward.hosts}
     return {host for host in bind if numeric(host) is None}, {host for host in dial if numeric(host) is None}
 
 

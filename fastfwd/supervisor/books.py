@@ -135,9 +135,10 @@ class Books:
     ) -> None:
         """The targets' names were looked up with success `when` (nanoseconds since the epoch)."""
         for forward in forwards:
-            if forward.target.host in when:
+            known = [when[each.endpoint.host] for each in forward.backends if each.endpoint.host in when]
+            if known:
                 row = self._scoreboard.forward(numbers[key(forward)], 0)
-                row[ForwardCell.RESOLVED] = when[forward.target.host]
+                row[ForwardCell.RESOLVED] = min(known)  # the oldest
 
     def queues(self, places: Sequence[Place], numbers: Mapping[Key, int], listeners: Listeners) -> None:
         """The accept queues' lengths, and what receive buffers had no room for. The supervisor

@@ -463,7 +463,9 @@ class Supervisor:
     def _show_rows(self) -> None:
         """Tell the exporter whose the scoreboard's rows are."""
         shown = rows(
-            self.setup.numbers, self.config.forwards, lambda forward: numeric(forward.target.host) is None
+            self.setup.numbers,
+            self.config.forwards,
+            lambda forward: any(numeric(each.endpoint.host) is None for each in forward.backends),
         )
         self._tell_exporter({"op": "rows", "rows": shown, "file": self.options.file})
 

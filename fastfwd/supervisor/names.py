@@ -148,8 +148,7 @@ class Names:
 
 def dialled(config: Config) -> set[str]:
     """Every host a configuration's forwards dial, or dial from."""
-    targets = {forward.target.host for forward in config.forwards}
-    return targets | {forward.source for forward in config.forwards if forward.source is not None}
+    return {host for forward in config.forwards for host in forward.hosts}
 
 
 def bound(config: Config) -> set[str]:
@@ -162,9 +161,9 @@ def periods(config: Config) -> dict[str, int]:
     most often says. 0: until the next reload."""
     found: dict[str, set[int]] = {host: {config.dns_refresh} for host in bound(config)}
     for forward in config.forwards:
-        own = config.dns_refresh if forward.dns_refresh is None else forward.dns_refresh
-        for host in (forward.target.host, forward.source):
-            if host is not None:
+        for backend in forward.backends:
+            own = config.dns_refresh if backend.dns_refresh is None else backend.dns_refresh
+            for host in (backend.endpoint.host, *backend.sources):
                 found.setdefault(host, set()).add(own)
     return {host: min(each - {0}, default=0) for host, each in found.items()}
 
@@ -185,8 +184,8 @@ def unreachable(config: Config, names: Names) -> list[Problem]:
     for again."""
     problems = []
     for forward in config.forwards:
-        for host in (forward.target.host, forward.source):
-            if host is None or names.addresses.get(host):
+        for host in sorted(forward.hosts):
+            if names.addresses.get(host):
                 continue
             failure = names.failures.get(host)
             if failure is not None and failure.definitive:

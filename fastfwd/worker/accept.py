@@ -120,8 +120,8 @@ class Listener:
         filter redirected it."""
         port = original_port(client)
         if port not in self._parts:
-            forward = self.forward.at(port, port)
-            target = Target(self.target.host, port, self.target.source_host, self.target.family)
+            forward = self.forward.at(port, [port] * len(self.forward.backends))
+            target = Target(forward.backends[0], self.target.family)
             if port != self.forward.listen.port:  # else nobody has redirected it
                 target.addresses, target.sources = self.target.addresses, self.target.sources
             target.self_connect = self.target.self_connect

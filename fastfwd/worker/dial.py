@@ -17,7 +17,7 @@ from fcntl import ioctl
 from termios import FIONREAD
 from typing import TYPE_CHECKING, Final
 
-from fastfwd.model import Address, Outcome
+from fastfwd.model import Address, Backend, Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import CONNECT_TIME, DURATION, ForwardCell
 from fastfwd.worker.session import READ, READABLE, Session
@@ -80,31 +80,45 @@ CLOSED: Final = {
 
 
 class Target:
-    """Where a forward's sessions go: numeric addresses, changed when a name's do.
+    """A backend as it is dialled: numeric addresses, changed when a name's do.
 
-    `family` is the only one of addresses that is dialled, None for both; `sources` are the
-    local addresses to dial from. A `source_host` without any says that
-    the configuration names one that could not be resolved: then nothing is dialled,
-    since going out from another address would be a security hole.
+    `family` is the only one of addresses that is dialled, None for both; `sources` are the local
+    addresses to dial from. `bound` without any of them says that the configuration names one that
+    could not be resolved: then nothing is dialled, since going out from another address
+    would be a security hole.
     """
 
-    def __init__(self, host: str, port: int, source_host: str | None, family: int | None = None) -> None:
-        self.host = host
+    def __init__(self, backend: Backend, family: int | None) -> None:
+        self.host = backend.endpoint.host
+        self.port = backend.endpoint.port
         self.family = family
-        self.port = port
-        self.source_host = source_host
+        self.bound = backend.sources
         self.addresses: list[Address] = []
         self.sources: list[Address] = []
         self.self_connect = False
         self.failures = 0
         """Dials that have failed since one succeeded."""
+        self._resolved: dict[str, Sequence[Address]] = {}
+        self._turn = 0
 
     def update(self, hosts: Mapping[str, Sequence[Address]]) -> None:
         """Take the addresses of this target's names out of `hosts`, if they are there."""
         if self.host in hosts:
             self.addresses = [each for each in hosts[self.host] if self.family in (None, each.family)]
-        if self.source_host is not None:
-            self.sources = list(hosts.get(self.source_host, self.sources))
+        if self.bound:
+            self._resolved.update({host: hosts[host] for host in self.bound if host in hosts})
+            self.sources = [each for host in self.bound for each in self._resolved.get(host, ())]
+
+    def bind(self, backend: Socket, address: Address) -> None:
+        """Bind `backend` to a source for dialling `address`, each in its turn. Raises OSError."""
+        fitting = [each for each in self.sources if each.family == address.family]
+        if not fitting:
+            raise OSError(errno.EADDRNOTAVAIL, "no source address of the target's family")
+        self._turn += 1
+        # The port is chosen at connect, per destination: a plain bind would use
+        # up one of 28,000 ports for all destinations (ip(7)).
+        backend.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+        backend.bind((fitting[self._turn % len(fitting)].text, 0))
 
     def failed(self, worker: Worker) -> None:
         """A dial has; `failures` of 0 is for whoever sees one succeed to write."""
@@ -124,18 +138,6 @@ def tune(sock: Socket) -> None:
     sock.setsockopt(SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
     sock.setsockopt(SOL_SOCKET, socket.SO_OOBINLINE, 1)
-
-
-def bind_source(backend: Socket, address: Address, target: Target) -> None:
-    """Bind `backend` to the source that `target` wants for dialling `address`. Raises OSError."""
-    for source in target.sources:
-        if source.family == address.family:
-            # The port is chosen at connect, per destination: a plain bind would use
-            # up one of 28,000 ports for all destinations (ip(7)).
-            backend.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
-            backend.bind((source.text, 0))
-            return
-    raise OSError(errno.EADDRNOTAVAIL, "no source address of the target's family")
 
 
 class Dial:
@@ -199,8 +201,8 @@ class Dial:
                 continue
             try:
                 tune(backend)
-                if target.source_host is not None:
-                    bind_source(backend, address, target)
+                if target.bound:
+                    target.bind(backend, address)
                 if ioctl(self.client_fd, FIONREAD, NOTHING) != NOTHING:
                     # The client has spoken: the last ACK of the handshake can go out with
                     # its words (tcp(7), TCP_QUICKACK). A packet less, and a backend that

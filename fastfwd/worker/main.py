@@ -274,7 +274,7 @@ class Worker:
 
     def _listener(self, entry: Entry, sock: Socket, table: Table) -> Listener | UdpListener:
         forward = entry.forward
-        target = Target(forward.target.host, forward.target.port, forward.source, table.family)
+        target = Target(forward.backends[0], table.family)
         target.update(table.hosts)
         # Only a target among the kernel's own source ports can be dialled by itself.
         target.self_connect = forward.original_port or target.port in table.ephemeral

@@ -25,7 +25,7 @@ from fastfwd.model import Address, Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import DURATION, ForwardCell
 from fastfwd.worker.accept import ACCEPTED, REFUSED, zone
-from fastfwd.worker.dial import CLOSED, CONNECTS, NO_ROOM, OPENED, WHY, bind_source
+from fastfwd.worker.dial import CLOSED, CONNECTS, NO_ROOM, OPENED, WHY
 
 if TYPE_CHECKING:
     from fastfwd.model import Forward
@@ -258,8 +258,8 @@ class Flow:
                     break
                 continue
             try:
-                if target.source_host is not None:
-                    bind_source(backend, address, target)
+                if target.bound:
+                    target.bind(backend, address)
             except OSError:
                 backend.close()
                 outcome = Outcome.LOCAL_BIND_FAILED

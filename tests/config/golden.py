@@ -64,8 +64,8 @@ def _rule(rule: AccessRule) -> str:
 
 def _forward(forward: Forward) -> str:
     text = f"{forward.origin.line}: {forward.listen} -> {forward.target}, timeout {forward.timeout}"
-    if forward.source is not None:
-        text += f", source {forward.source}"
+    for backend in forward.backends:
+        text += "".join(f", source {each}" for each in backend.sources)
     if forward.max_connections is not None:
         text += f", max-connections {forward.max_connections}"
     if forward.original_port:

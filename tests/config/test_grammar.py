@@ -71,7 +71,7 @@ def judge(data: bytes, verdict: Verdict) -> Case:
     addresses = {name: NAMES.get(name.lower(), []) for name in set().union(*hosts(config))}
     problems += check(config, addresses=addresses, is_local=loopback)
     for forward in config.forwards:
-        for host in (forward.listen.host, forward.target.host, forward.source):
+        for host in (forward.listen.host, *forward.hosts):
             if host is not None and numeric(host) is None and not addresses[host]:
                 problems.append(Problem(forward.origin, f"cannot resolve {host!r}"))
     return Case(data, config, tuple(problems), verdict)

@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfwd.model import Address, Endpoint, Forward, LogFormat, Origin, Outcome, Protocol
+from fastfwd.model import Address, Backend, Endpoint, Forward, LogFormat, Origin, Outcome, Protocol
 from fastfwd.observe.eventlog import ATOMIC, QUEUE_BYTES, Event, EventLog, line_format, open_log
 from fastfwd.observe.scoreboard import Cell, Scoreboard
 
 FORWARD = Forward(
     Endpoint("0.0.0.0", 8080, Protocol.TCP),
-    Endpoint("www.example", 80, Protocol.TCP),
+    (Backend(Endpoint("www.example", 80, Protocol.TCP)),),
     Origin("rinetd.conf", 1),
 )
 
@@ -138,7 +138,7 @@ def test_json_of_a_refused_client(zone: Zone) -> None:
 
 def test_json_names_the_forward() -> None:
     """A forward with `name=` goes by it."""
-    named = DONE._replace(forward=Forward(FORWARD.listen, FORWARD.target, FORWARD.origin, name="web"))
+    named = DONE._replace(forward=Forward(FORWARD.listen, FORWARD.backends, FORWARD.origin, name="web"))
     assert json.loads(line(named, LogFormat.JSON))["forward"] == "web"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastfwd.model import Address, Config, Endpoint, Forward, Origin, Protocol
+from fastfwd.model import Address, Backend, Config, Endpoint, Forward, Origin, Protocol
 from fastfwd.supervisor.names import AGAIN, RETRY, Names, periods
 
 V4, V6 = int(socket.AF_INET), int(socket.AF_INET6)
@@ -255,7 +255,9 @@ def test_the_shortest_period_counts() -> None:
 
     def to(host: str, refresh: int | None) -> Forward:
         listen = Endpoint("127.0.0.1", 2001, Protocol.TCP)
-        return Forward(listen, Endpoint(host, 80, Protocol.TCP), Origin("f", 1), dns_refresh=refresh)
+        return Forward(
+            listen, (Backend(Endpoint(host, 80, Protocol.TCP), dns_refresh=refresh),), Origin("f", 1)
+        )
 
     forwards = (to("a", 30), to("a", 5), to("a", 0), to("b", None), to("c", 0))
     found = periods(Config("f", forwards, dns_refresh=90))

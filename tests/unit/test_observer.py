@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
-from fastfwd.model import Endpoint, Forward, Origin, Protocol
+from fastfwd.model import Backend, Endpoint, Forward, Origin, Protocol
 from fastfwd.observe.observer import LATE, OUTCOMES, Observer, distribution
 from fastfwd.observe.rows import Row
 from fastfwd.observe.scoreboard import (
@@ -37,7 +37,9 @@ SLOTS = 2
 def row(number: int, label: str, *, named: bool = False, gone: bool = False) -> Row:
     """A row as the supervisor tells of it."""
     listen = Endpoint("127.0.0.1", 2001, Protocol.TCP)
-    forward = Forward(listen, Endpoint("db.example.org", 5432, Protocol.TCP), Origin("file", 1), name=label)
+    forward = Forward(
+        listen, (Backend(Endpoint("db.example.org", 5432, Protocol.TCP)),), Origin("file", 1), name=label
+    )
     return Row(number, label, Protocol.TCP, None if gone else forward, named)
 
 

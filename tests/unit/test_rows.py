@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfwd.model import Endpoint, Forward, Origin, Protocol
+from fastfwd.model import Backend, Endpoint, Forward, Origin, Protocol
 from fastfwd.observe.rows import FullError, Key, Row, assign, key, rows
 
 
@@ -17,7 +17,7 @@ def forward(
 ) -> Forward:
     """A forward that operators call `label`."""
     listen, to = Endpoint("127.0.0.1", 2001, protocol), Endpoint(target, 80, protocol)
-    return Forward(listen, to, Origin("file", line), name=label)
+    return Forward(listen, (Backend(to),), Origin("file", line), name=label)
 
 
 def forwards(labels: str) -> list[Forward]:
@@ -59,7 +59,7 @@ def test_a_named_forward_is_known_by_its_name() -> None:
 def test_a_forward_without_a_name_is_known_by_where_it_listens() -> None:
     """As the log calls it."""
     listen = Endpoint("::1", 2001, Protocol.TCP)
-    assert key(Forward(listen, listen, Origin("file", 1))) == ("[::1]:2001/tcp", Protocol.TCP)
+    assert key(Forward(listen, (Backend(listen),), Origin("file", 1))) == ("[::1]:2001/tcp", Protocol.TCP)
 
 
 def test_tcp_and_udp_of_one_name_are_two() -> None:
@@ -107,7 +107,7 @@ def test_forwards_of_one_key_share_a_row() -> None:
     """Listeners on port 0 of one address look the same to operators."""
     anywhere = Endpoint("127.0.0.1", 0, Protocol.TCP)
     twins = [
-        Forward(anywhere, Endpoint(f"192.0.2.{each}", 80, Protocol.TCP), Origin("file", each))
+        Forward(anywhere, (Backend(Endpoint(f"192.0.2.{each}", 80, Protocol.TCP)),), Origin("file", each))
         for each in (1, 2)
     ]
     assert list(assign({}, [*twins, forward("a")], 100, never).values()) == [0, 1]

@@ -7,14 +7,16 @@ from typing import Any
 import orjson
 import pytest
 
-from fastfwd.model import Endpoint, Forward, Origin, Protocol
+from fastfwd.model import Backend, Endpoint, Forward, Origin, Protocol
 from fastfwd.observe.observer import Observer
 from fastfwd.observe.rows import Row
 from fastfwd.observe.scoreboard import Cell, ForwardCell, Scoreboard, SupervisorCell, WatchCell
 from fastfwd.observe.terminal import duration, size, table, text
 
 FORWARD = Forward(
-    Endpoint("127.0.0.1", 8080, Protocol.TCP), Endpoint("10.0.0.1", 80, Protocol.TCP), Origin("file", 1)
+    Endpoint("127.0.0.1", 8080, Protocol.TCP),
+    (Backend(Endpoint("10.0.0.1", 80, Protocol.TCP)),),
+    Origin("file", 1),
 )
 
 
