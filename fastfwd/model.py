@@ -49,6 +49,8 @@ class Outcome(enum.Enum):
     IDLE_TIMEOUT = "idle-timeout"
     HALF_CLOSE_TIMEOUT = "half-close-timeout"
     EVICTED = "evicted"
+    OVER_RATE = "over-rate"
+    OVER_CLIENT_RATE = "over-client-rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +242,7 @@ class Forward:
         """This forward with one port to listen on, and for each backend the one to dial: a part of it,
         which goes by the same label."""
         moved = (
-            replace(each, endpoint=each.endpoint.at(port))
+            replace(each, endpoint=each.endpoint.at(port), name=each.label)
             for each, port in zip(self.backends, targets, strict=True)
         )
         return replace(self, listen=self.listen.at(listen), backends=tuple(moved), name=self.label)

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from fastfwd.observe.status import Datagrams, Distribution, ForwardStatus, Status, WorkerStatus
+from fastfwd.observe.status import BackendStatus, Datagrams, Distribution, ForwardStatus, Status, WorkerStatus
 
 Series = Iterable[tuple[tuple[str, ...], float | Distribution]]
 """(label values in the order of the labels, value) of every sample."""
@@ -97,10 +97,30 @@ def _queues(read: str) -> Callable[[Status], Series]:
     )
 
 
+def _connects(status: Status) -> Series:
+    for each in status.forwards:
+        if not each.backends:
+            yield (each.forward, ""), each.connects
+        for backend in each.backends:
+            yield (each.forward, backend.backend), backend.connects
+
+
 def _failures(status: Status) -> Series:
     for each in status.forwards:
-        for reason, count in each.connect_failures.items():
-            yield (each.forward, reason), count
+        if not each.backends:
+            for reason, count in each.connect_failures.items():
+                yield (each.forward, "", reason), count
+        for backend in each.backends:
+            for reason, count in backend.connect_failures.items():
+                yield (each.forward, backend.backend, reason), count
+
+
+def _each_backend(read: Callable[[BackendStatus], int]) -> Callable[[Status], Series]:
+    return lambda status: (
+        ((each.forward, backend.backend), read(backend))
+        for each in status.forwards
+        for backend in each.backends
+    )
 
 
 def _datagrams(read: Callable[[Datagrams], int]) -> Callable[[Status], Series]:
@@ -123,6 +143,7 @@ def _resolved(status: Status) -> Series:
 
 
 FORWARD: Final = ("forward", "proto")
+BACKEND: Final = ("forward", "backend")
 SLOT: Final = ("slot",)
 
 METRICS: Final = (
@@ -234,16 +255,37 @@ METRICS: Final = (
     Metric(
         "fastfwd_backend_connects_total",
         "counter",
-        ("forward",),
+        BACKEND,
         "Dials, one per address tried.",
-        _backends(lambda each: each.connects),
+        _connects,
     ),
     Metric(
         "fastfwd_backend_connect_failures_total",
         "counter",
-        ("forward", "reason"),
+        (*BACKEND, "reason"),
         "Dials that failed.",
         _failures,
+    ),
+    Metric(
+        "fastfwd_backend_up",
+        "gauge",
+        BACKEND,
+        "Whether one of several backends is in use: 0 after failures, or while a check finds nobody.",
+        _each_backend(lambda each: int(each.up)),
+    ),
+    Metric(
+        "fastfwd_backend_connections_active",
+        "gauge",
+        BACKEND,
+        "Connections that one of several backends has now.",
+        _each_backend(lambda each: each.active),
+    ),
+    Metric(
+        "fastfwd_backend_connections_total",
+        "counter",
+        BACKEND,
+        "Connections given to one of several backends, also after another one had failed.",
+        _each_backend(lambda each: each.accepted),
     ),
     Metric(
         "fastfwd_backend_connect_duration_seconds",

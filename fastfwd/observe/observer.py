@@ -12,7 +12,7 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import monotonic, time
+from time import monotonic, monotonic_ns, time
 from typing import Final, NamedTuple
 
 import psutil
@@ -34,6 +34,7 @@ from fastfwd.observe.scoreboard import (
     WatchCell,
 )
 from fastfwd.observe.status import (
+    BackendStatus,
     ConfigStatus,
     Datagrams,
     Distribution,
@@ -71,6 +72,8 @@ DENIALS: Final = {
     "denied": ForwardCell.DENIED,
     "limit": ForwardCell.OVER_LIMIT,
     "client_limit": ForwardCell.OVER_CLIENT_LIMIT,
+    "rate": ForwardCell.OVER_RATE,
+    "client_rate": ForwardCell.OVER_CLIENT_RATE,
 }
 CONNECT_FAILURES: Final = {
     "refused": ForwardCell.REFUSED,
@@ -145,13 +148,14 @@ class Observer:
 
     def sample(self) -> None:
         """Take the figures that rates are made of."""
-        highest = max((row.number for row in self.rows), default=-1)
+        highest = max((number for row in self.rows for number in row.numbers), default=-1)
         figures = array("Q", bytes(8 * len(RATED) * (highest + 1)))
         for row in self.rows:
             for slot in range(self._board.slots):
-                cells = self._board.forward(row.number, slot)
-                for place, cell in enumerate(RATED):
-                    figures[len(RATED) * row.number + place] += cells[cell]
+                for number in row.numbers:
+                    cells = self._board.forward(number, slot)
+                    for place, cell in enumerate(RATED):
+                        figures[len(RATED) * row.number + place] += cells[cell]
         processor = [sum(self._cpu(slot).values()) for slot in range(self._board.slots)]
         self._samples.append(Sample(monotonic(), figures, processor))
 
@@ -219,8 +223,10 @@ class Observer:
 
     def _forward(self, row: Row, *, history: bool) -> ForwardStatus:
         board = self._board
-        parts = [board.forward(row.number, slot).tolist() for slot in range(board.slots)]
-        cells = [sum(column) for column in zip(*parts, strict=True)]
+        slots = range(board.slots)
+        parts = [board.forward(row.number, slot).tolist() for slot in slots]
+        behind = [board.forward(number, slot).tolist() for number, _ in row.backends for slot in slots]
+        cells = [sum(column) for column in zip(*parts, *behind, strict=True)]
         forward = row.forward
         queues = [
             Queue(slot, part[ForwardCell.QUEUE_LENGTH], part[ForwardCell.QUEUE_LIMIT])
@@ -230,10 +236,10 @@ class Observer:
             forward=row.label,
             proto=row.protocol.value,
             listen="" if forward is None else str(forward.listen),
-            target="" if forward is None else str(forward.target),
+            target="" if forward is None else ", ".join(str(each.endpoint) for each in forward.backends),
             tls="off",
             configured=forward is not None,
-            accepted=cells[ForwardCell.ACCEPTED],
+            accepted=cells[ForwardCell.ACCEPTED] - cells[ForwardCell.CLOSED_MOVED],
             opened=cells[ForwardCell.OPENED],
             active=cells[ForwardCell.ACCEPTED] - sum(cells[CLOSED.start : CLOSED.stop]),
             denied={reason: cells[cell] for reason, cell in DENIALS.items()},
@@ -246,9 +252,26 @@ class Observer:
             duration_seconds=distribution(DURATION, cells),
             dns_last_success=parts[0][ForwardCell.RESOLVED] / 1e9 if row.named else None,
             queues=[] if forward is None or row.protocol is Protocol.UDP else queues,
+            backends=[self._backend(number, label) for number, label in row.backends],
             datagrams=None if row.protocol is Protocol.TCP else datagrams(cells),
             rates=self._rates(row.number, -1),
             history=self._history(row.number) if history else None,
+        )
+
+    def _backend(self, number: int, label: str) -> BackendStatus:
+        parts = [self._board.forward(number, slot).tolist() for slot in range(self._board.slots)]
+        cells = [sum(column) for column in zip(*parts, strict=True)]
+        now = monotonic_ns()
+        down = any(each[ForwardCell.DOWN_UNTIL] > now or each[ForwardCell.CHECKED_DOWN] for each in parts)
+        return BackendStatus(
+            backend=label,
+            up=not down,
+            accepted=cells[ForwardCell.ACCEPTED],
+            active=cells[ForwardCell.ACCEPTED] - sum(cells[CLOSED.start : CLOSED.stop]),
+            received_bytes=cells[ForwardCell.RECEIVED],
+            sent_bytes=cells[ForwardCell.SENT],
+            connects=cells[ForwardCell.CONNECTS],
+            connect_failures={reason: cells[cell] for reason, cell in CONNECT_FAILURES.items()},
         )
 
     def _worker(self, slot: int) -> WorkerStatus:

@@ -13,7 +13,8 @@ from typing import Final
 
 from fastfwd.model import Forward, Protocol
 
-Key = tuple[str, Protocol]
+Key = tuple[str, Protocol, str | None]
+"""A forward's label, its protocol, and the label of one of its backends; None: the forward itself."""
 
 SPARE: Final = 4096
 """Rows beyond those of the forwards at start, for what reloads bring."""
@@ -26,19 +27,38 @@ class FullError(Exception):
 @dataclass(frozen=True, slots=True)
 class Row:
     """A row's `number` and whose it is. `forward` is None once a reload has taken it away;
-    `named` says that its target is a host name."""
+    `named` says that it dials a host name; `backends` are the numbers and labels of those it
+    has, or had, where there are several."""
 
     number: int
     label: str
     protocol: Protocol
     forward: Forward | None
     named: bool = False
+    backends: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def numbers(self) -> list[int]:
+        """All rows whose figures are the forward's."""
+        return [self.number, *(number for number, _ in self.backends)]
 
 
 def key(forward: Forward) -> Key:
     """What a forward is known by. Forwards that listen on port 0 of one address, and have
     no `name=`, share it, and their row."""
-    return forward.label, forward.listen.protocol
+    return forward.label, forward.listen.protocol, None
+
+
+def backend_keys(forward: Forward) -> list[Key]:
+    """What its backends are known by, if there are several: each has a row of its own then."""
+    if len(forward.backends) == 1:
+        return []
+    return [(forward.label, forward.listen.protocol, each.label) for each in forward.backends]
+
+
+def needed(forwards: Sequence[Forward]) -> int:
+    """How many rows they take."""
+    return sum(1 + len(backend_keys(each)) for each in forwards)
 
 
 def assign(
@@ -50,7 +70,7 @@ def assign(
     the longest-gone first, unless one of its connections lives (`idle(number)` says).
     The order of the answer is that of going: those still wanted come last. Raises FullError.
     """
-    wanted = dict.fromkeys(key(forward) for forward in forwards)
+    wanted = dict.fromkeys(each for forward in forwards for each in (key(forward), *backend_keys(forward)))
     gone = {each: number for each, number in known.items() if each not in wanted}
     kept = {each: known[each] for each in wanted if each in known}
     fresh = [each for each in wanted if each not in known]
@@ -74,5 +94,15 @@ def rows(
     present: dict[Key, Forward] = {}
     for forward in forwards:
         present.setdefault(key(forward), forward)
-    serving = [Row(numbers[each], *each, forward, named(forward)) for each, forward in present.items()]
-    return serving + [Row(number, *each, None) for each, number in numbers.items() if each not in present]
+    behind: dict[Key, list[tuple[int, str]]] = {}
+    for (label, protocol, backend), number in numbers.items():
+        if backend is not None:
+            behind.setdefault((label, protocol, None), []).append((number, backend))
+    gone = [each for each in numbers if each[2] is None and each not in present]
+    found = []
+    for each in (*present, *gone):
+        label, protocol, _ = each
+        serving = present.get(each)
+        dials_name = serving is not None and named(serving)
+        found.append(Row(numbers[each], label, protocol, serving, dials_name, tuple(behind.get(each, ()))))
+    return found

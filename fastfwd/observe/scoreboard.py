@@ -124,8 +124,8 @@ class WatchCell(enum.IntEnum):
 
 
 class ForwardCell(enum.IntEnum):
-    """The row of a forward in a slot. The slot's worker writes it, up to QUEUE_LENGTH, from
-    where on it is the supervisor's."""
+    """The row of a forward in a slot, or of one of its several backends. The slot's worker writes
+    it, up to QUEUE_LENGTH, from where on it is the supervisor's."""
 
     CLOSED_LOCAL = 0
     CLOSED_REMOTE = 1
@@ -135,45 +135,53 @@ class ForwardCell(enum.IntEnum):
     CLOSED_IDLE = 5
     CLOSED_HALF_CLOSED = 6
     CLOSED_EVICTED = 7
-    CLOSED_DIED = 8
+    CLOSED_MOVED = 8
+    """Has not ended, but gone on to another backend: it is accepted there again."""
+    CLOSED_DIED = 9
     """Written by the supervisor, when the slot has no worker: see Scoreboard.settle."""
-    ACCEPTED = 9
+    ACCEPTED = 10
     """Connections let in: one cell of CLOSED_* counts the end of each. Whoever reads the row
     in order reads it after them: one that begins and ends in between does no harm."""
-    OPENED = 10
+    OPENED = 11
     """Those for which a first dial was begun."""
-    RECEIVED = 11
-    SENT = 12
+    RECEIVED = 12
+    SENT = 13
     """Bytes from clients, to clients."""
-    NOT_ALLOWED = 13
-    DENIED = 14
-    OVER_LIMIT = 15
-    OVER_CLIENT_LIMIT = 16
+    NOT_ALLOWED = 14
+    DENIED = 15
+    OVER_LIMIT = 16
+    OVER_CLIENT_LIMIT = 17
+    OVER_RATE = 18
+    OVER_CLIENT_RATE = 19
     """Connections that were not let in, by reason."""
-    CONNECTS = 17
+    CONNECTS = 20
     """Dials, one per address tried."""
-    REFUSED = 18
-    TIMEOUT = 19
-    UNREACHABLE = 20
-    RESET = 21
-    RESOLVE = 22
-    LOCAL = 23
+    REFUSED = 21
+    TIMEOUT = 22
+    UNREACHABLE = 23
+    RESET = 24
+    RESOLVE = 25
+    LOCAL = 26
     """Dials that failed, by reason."""
-    DATAGRAMS_RECEIVED = 24
-    DATAGRAMS_SENT = 25
+    DATAGRAMS_RECEIVED = 27
+    DATAGRAMS_SENT = 28
     """From clients, to clients."""
-    DROPPED_BACKEND = 26
-    DROPPED_CLIENT = 27
+    DROPPED_BACKEND = 29
+    DROPPED_CLIENT = 30
     """Datagrams that the socket to that side did not take."""
-    DURATION = 28
-    CONNECT_TIME = 39
+    DURATION = 31
+    CONNECT_TIME = 42
     """Histograms: see DURATION and CONNECT_TIME below."""
-    QUEUE_LENGTH = 56
-    QUEUE_LIMIT = 57
+    DOWN_UNTIL = 58
+    """Monotonic time up to which this worker leaves the backend out, after failures."""
+    CHECKED_DOWN = 59
+    """1 while a check that this worker makes finds nobody there."""
+    QUEUE_LENGTH = 64
+    QUEUE_LIMIT = 65
     """The listener's accept queue."""
-    RESOLVED = 58
+    RESOLVED = 66
     """When the target's name was last looked up with success; in slot 0's row."""
-    DROPPED_QUEUE = 59
+    DROPPED_QUEUE = 67
     """Datagrams that the listener's receive buffer had no room for."""
 
 
@@ -187,7 +195,7 @@ SUPERVISOR_ROW: Final = 2 * LINE
 SHARED_ROW: Final = LINE
 SLOT_ROW: Final = 4 * LINE
 WATCH_ROW: Final = LINE
-FORWARD_ROW: Final = 8 * LINE
+FORWARD_ROW: Final = 9 * LINE
 """Cells per row of each kind."""
 
 CLOSED: Final = range(ForwardCell.CLOSED_LOCAL, ForwardCell.CLOSED_DIED + 1)

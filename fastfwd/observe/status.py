@@ -56,9 +56,24 @@ class Datagrams:
 
 
 @dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """One of several backends. `up` is False while it is left out; `accepted` are the connections
+    that were given to it first or after another one."""
+
+    backend: str
+    up: bool
+    accepted: int
+    active: int
+    received_bytes: int
+    sent_bytes: int
+    connects: int
+    connect_failures: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardStatus:
     """One forward. `configured` is False once a reload has taken it away; `datagrams` is None where
-    it is one of TCP."""
+    it is one of TCP, `backends` are empty where there is only one."""
 
     forward: str
     proto: str
@@ -79,6 +94,7 @@ class ForwardStatus:
     duration_seconds: Distribution
     dns_last_success: float | None
     queues: list[Queue]
+    backends: list[BackendStatus]
     datagrams: Datagrams | None
     rates: Rates | None
     history: History | None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from fastfwd.model import Config, ConfigError, Forward, Origin, Problem
-from fastfwd.observe.rows import FullError, Key, assign, key
+from fastfwd.observe.rows import FullError, Key, assign, backend_keys, key, needed
 from fastfwd.observe.scoreboard import ForwardCell, Scoreboard, State, SupervisorCell, WatchCell
 from fastfwd.supervisor.children import Child, Death
 from fastfwd.supervisor.listeners import Listeners, Place, drops, queue
@@ -107,7 +107,7 @@ class Books:
         """The rows for `config`, given the `numbers` in use. Those of the forwards that are still
         `serving` are not to be had. Raises ConfigError when there are too few."""
         capacity = self._scoreboard.forwards
-        busy = {numbers[key(forward)] for forward in serving}
+        busy = {numbers[each] for forward in serving for each in (key(forward), *backend_keys(forward))}
 
         def idle(number: int) -> bool:
             return number not in busy and self._scoreboard.active(number) <= 0
@@ -115,7 +115,8 @@ class Books:
         try:
             return assign(numbers, config.forwards, capacity, idle)
         except FullError:
-            text = f"expected at most {capacity} forwards without a restart, found {len(config.forwards)}"
+            count = needed(config.forwards)
+            text = f"expected at most {capacity} forwards and backends without a restart, found {count}"
             raise ConfigError([Problem(Origin(config.file, 0), text)]) from None
 
     def reassigned(self, old: Mapping[Key, int], new: Mapping[Key, int]) -> None:

@@ -23,7 +23,7 @@ from fastfwd.config.resolve import is_local, numeric
 from fastfwd.config.wording import counted
 from fastfwd.model import Config, ConfigError, Problem
 from fastfwd.observe.eventlog import open_log
-from fastfwd.observe.rows import SPARE, key, rows
+from fastfwd.observe.rows import SPARE, backend_keys, key, needed, rows
 from fastfwd.observe.scoreboard import Cell, Scoreboard, State
 from fastfwd.supervisor import host
 from fastfwd.supervisor.books import Books
@@ -84,7 +84,7 @@ class Supervisor:
         self.options = options
         config = load(options.file, lenient=options.lenient, directory=options.directory)
         slots = config.workers or host.usable_processors()
-        self.scoreboard = Scoreboard(slots, len(config.forwards) + SPARE)
+        self.scoreboard = Scoreboard(slots, needed(config.forwards) + SPARE)
         self.census = Census(slots)
         self.books = Books(self.scoreboard)
         self.setup = Setup(config, [], self.books.assign(config, {}), 1)
@@ -352,7 +352,8 @@ class Supervisor:
         entries = []
         for place in setup.places:
             fresh = place.key not in child.keys
-            entries.append(Entry(place.key, place.forward, setup.numbers[key(place.forward)], fresh))
+            behind = tuple(setup.numbers[each] for each in backend_keys(place.forward))
+            entries.append(Entry(place.key, place.forward, setup.numbers[key(place.forward)], behind, fresh))
             if fresh:
                 group = setup.opened.get(place.key) or self.listeners.held[place.key]
                 descriptors.append(group[child.slot].fileno())

@@ -23,7 +23,9 @@ from fastfwd.worker.access import Judge
 from fastfwd.worker.dial import NO_ROOM, STREAM, Dial, Target
 
 if TYPE_CHECKING:
+    from fastfwd.worker.balance import Balancer
     from fastfwd.worker.main import Worker
+    from fastfwd.worker.rates import Rates
 
 SO_ORIGINAL_DST: Final = 80  # linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h
 
@@ -37,6 +39,8 @@ REFUSED: Final = {
     Outcome.DENIED: ForwardCell.DENIED,
     Outcome.OVER_LIMIT: ForwardCell.OVER_LIMIT,
     Outcome.OVER_CLIENT_LIMIT: ForwardCell.OVER_CLIENT_LIMIT,
+    Outcome.OVER_RATE: ForwardCell.OVER_RATE,
+    Outcome.OVER_CLIENT_RATE: ForwardCell.OVER_CLIENT_RATE,
 }
 
 ACCESS: Final = frozenset({Outcome.NOT_ALLOWED, Outcome.DENIED})
@@ -54,16 +58,20 @@ class Listener:
         forward: Forward,
         sock: Socket,
         judge: Judge | None,
+        rates: Rates | None,
         target: Target,
         row: memoryview,
         active: Callable[[], int],
     ) -> None:
         """Accept for `forward` on `sock` (listening, non-blocking; the caller's), and count in
-        `row`, the forward's on the scoreboard; `active()` is the sum over all workers' rows."""
+        `row`, the forward's on the scoreboard; `active()` is the sum over all workers' rows.
+        With a `balancer` it accepts for its backends, which are listeners that share it."""
         self.worker = worker
         self.forward = forward
         self.sock = sock
         self.judge = judge
+        self.rates = rates
+        self.balancer: Balancer[Listener] | None = None
         self.target = target
         self.row = row
         self.active = active
@@ -94,13 +102,20 @@ class Listener:
             if self.judge is not None and (refusal := self.judge(address)) is not None:
                 self._refuse(client, address, peer[1], refusal)
                 continue
-            admission = self.worker.admission
-            if admission is None:
-                self.row[ACCEPTED] += 1
-            elif refusal := admission.admit(address, self.row, self.forward.max_connections, self.active):
+            if self.rates is not None and (refusal := self.rates.admit(address)) is not None:
                 self._refuse(client, address, peer[1], refusal)
                 continue
-            listener = self if not self.forward.original_port else self._asked_for(client)
+            listener = self
+            if self.balancer is not None:
+                listener = self.balancer.choose(address)
+            elif self.forward.original_port:
+                listener = self._asked_for(client)
+            admission = self.worker.admission
+            if admission is None:
+                listener.row[ACCEPTED] += 1
+            elif refusal := admission.admit(address, listener.row, self.forward.max_connections, self.active):
+                self._refuse(client, address, peer[1], refusal)
+                continue
             Dial(listener, client, descriptor, address, peer[1]).attempt()
         return BATCH
 
@@ -108,6 +123,12 @@ class Listener:
         """Names have other addresses."""
         self.target.update(hosts)
         self._parts.clear()
+        for member in [] if self.balancer is None else self.balancer.members:
+            member.listener.target.update(hosts)
+
+    def part(self, forward: Forward, target: Target, row: memoryview, active: Callable[[], int]) -> Listener:
+        """What sessions with one of its backends are born with."""
+        return Listener(self.worker, forward, self.sock, self.judge, None, target, row, active)
 
     def empty(self) -> None:
         """Accept whatever is still queued, before the socket is closed: closing resets
@@ -125,9 +146,7 @@ class Listener:
             if port != self.forward.listen.port:  # else nobody has redirected it
                 target.addresses, target.sources = self.target.addresses, self.target.sources
             target.self_connect = self.target.self_connect
-            self._parts[port] = Listener(
-                self.worker, forward, self.sock, self.judge, target, self.row, self.active
-            )
+            self._parts[port] = self.part(forward, target, self.row, self.active)
         return self._parts[port]
 
     def _refuse(self, client: Socket, address: str, port: int, outcome: Outcome) -> None:

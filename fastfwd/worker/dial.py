@@ -147,6 +147,7 @@ class Dial:
         "_dialled",
         "_next",
         "_opened",
+        "_tried",
         "_watching",
         "address",
         "backend",
@@ -179,6 +180,7 @@ class Dial:
         self._dialled = 0.0
         self._next = 0
         self._opened = False
+        self._tried: list[Listener] | None = None
         self._watching = False
         worker.dials.add(self)
 
@@ -240,6 +242,8 @@ class Dial:
             return None
         if not target.addresses:
             self._count(ForwardCell.CONNECTS, ForwardCell.RESOLVE)
+        if self._another_backend():
+            return self.attempt()
         return self.end(outcome)
 
     def event(self, mask: int) -> None:
@@ -261,6 +265,8 @@ class Dial:
         took = worker.loop.now - self._dialled
         if self.listener.target.failures:
             self.listener.target.failures = 0
+        if self.listener.balancer is not None:
+            self.listener.balancer.reached(self.listener)
         if not broken:
             CONNECT_TIME.observe(self.listener.row, took)
         session = Session(self, backend, took)
@@ -289,6 +295,24 @@ class Dial:
         self._count(CLOSED[outcome])
         DURATION.observe(self.listener.row, worker.loop.now - self.started)
         self._log(outcome)
+
+    def _another_backend(self) -> bool:
+        """Go on to another backend of the forward, if one is left."""
+        listener = self.listener
+        balancer = listener.balancer
+        if balancer is None:
+            return False
+        balancer.failed(listener)
+        self._tried = [*(self._tried or ()), listener]
+        other = balancer.another(self._tried, self.peer)
+        if other is None:
+            return False
+        # It counts as that one's connection from now on.
+        other.row[ForwardCell.ACCEPTED] += 1
+        listener.row[ForwardCell.CLOSED_MOVED] += 1
+        self.listener = other
+        self._next = 0
+        return True
 
     def _wait_for_room(self, error: OSError) -> None:
         """Out of descriptors, memory or epoll's watches: the client keeps its place, with

@@ -8,16 +8,15 @@ limit holds exactly; leaving takes none. It must never wait for a worker that st
 
 from __future__ import annotations
 
-import fcntl
 import mmap
-import os
 import socket
 from collections.abc import Callable, Iterable
-from time import monotonic
 from typing import Final
 
 from fastfwd.model import Limits, Outcome
 from fastfwd.observe.scoreboard import ForwardCell, protect
+from fastfwd.worker.lock import Lock
+from fastfwd.worker.recall import Recall
 
 WAYS: Final = 16
 SETS: Final = 4096
@@ -35,10 +34,6 @@ ACCEPTED: Final = int(ForwardCell.ACCEPTED)
 
 MAPPED: Final = bytes(10) + b"\xff\xff"
 """An IPv4 address as an IPv6 one (RFC 4291, 2.5.5.2)."""
-
-STANDSTILL: Final = 0.002
-"""Seconds after which whoever holds the lock is taken to stand still (SIGSTOP, a hypervisor): it
-is held for microseconds. Then a limit may be exceeded by one per worker, and nobody waits."""
 
 
 def key(client: str) -> bytes:
@@ -112,35 +107,24 @@ class Census:
         self._map = mmap.mmap(-1, slots * PART)
         area = memoryview(self._map)
         self.parts = [Part(area[slot * PART : (slot + 1) * PART]) for slot in range(slots)]
-        self._lock = os.memfd_create("fastfwd-limits", os.MFD_CLOEXEC)
+        self._lock = Lock("fastfwd-limits")
+        self.recall = Recall(Lock("fastfwd-recall"))
 
     def lock(self) -> bool:
-        """Keep the other workers out of here, until `unlock`. The kernel lets go of a dead one's
-        lock (fcntl(2)). Returns False when there is none to unlock: nobody else is there, or a
-        living one does not let go."""
-        if len(self.parts) == 1:
-            return False
-        deadline = 0.0
-        while True:
-            try:
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except OSError:
-                now = monotonic()
-                deadline = deadline or now + STANDSTILL
-                if now >= deadline:
-                    return False
-                os.sched_yield()
+        """Keep the other workers out of here, until `unlock`. Returns False when there is nothing to
+        unlock: nobody else is there, or one stands still in here."""
+        return len(self.parts) > 1 and self._lock.take()
 
     def abandon(self) -> None:
         """In a child that is not a worker: let go of the lock, and be unable to write. Raises
         OSError."""
-        os.close(self._lock)
+        self._lock.close()
+        self.recall.abandon()
         protect(self._map)
 
     def unlock(self) -> None:
         """Let the others in again."""
-        fcntl.lockf(self._lock, fcntl.LOCK_UN)
+        self._lock.give()
 
 
 class Admission:

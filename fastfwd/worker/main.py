@@ -18,9 +18,10 @@ import signal
 import socket
 import time
 from _socket import socket as Socket  # noqa: N812
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from fastfwd.channel import Channel, Message
 from fastfwd.model import AccessRule, Address, Forward, Limits, LogFormat, Outcome, Protocol
@@ -32,12 +33,14 @@ from fastfwd.relay.pump import Tally
 from fastfwd.relay.splicing import movers
 from fastfwd.worker.accept import Listener
 from fastfwd.worker.access import compile_rules
+from fastfwd.worker.balance import Balancer, Member
 from fastfwd.worker.dial import PATIENCE, Dial, Target
 from fastfwd.worker.limits import Admission, Census
 from fastfwd.worker.loop import GRANULARITY, Loop, TimerQueue
 from fastfwd.worker.privileges import Account, PrivilegeError, drop
+from fastfwd.worker.rates import Rates
 from fastfwd.worker.session import LINGER, Abort, Session
-from fastfwd.worker.udp import LARGEST, Flow, UdpListener
+from fastfwd.worker.udp import LARGEST, Flow, Flows, UdpListener
 
 HEARTBEAT: Final = int(Cell.HEARTBEAT)  # an enum's attribute costs 0.05 µs more, every turn
 
@@ -71,12 +74,14 @@ log = logging.getLogger("fastfwd")
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One forward of a table, for one slot. `key` is the supervisor's name of the listening
-    socket; `row` the number of the forward's row on the scoreboard; `fresh` that the
-    socket's descriptor comes with the message."""
+    socket; `row` the number of the forward's row on the scoreboard, `rows` those of its
+    backends where there are several; `fresh` that the socket's descriptor comes with the
+    message."""
 
     key: str
     forward: Forward
     row: int
+    rows: tuple[int, ...]
     fresh: bool
 
 
@@ -99,6 +104,9 @@ class Table:
 
 
 Listeners = dict[str, Listener | UdpListener]
+
+
+L = TypeVar("L", Listener, UdpListener)
 
 
 class Worker:
@@ -274,18 +282,49 @@ class Worker:
 
     def _listener(self, entry: Entry, sock: Socket, table: Table) -> Listener | UdpListener:
         forward = entry.forward
+        judge = compile_rules((table.rules, forward.rules))
+        rates = None
+        if forward.connection_rate is not None or forward.client_rate is not None:
+            rates = Rates(self.census.recall, entry.row, forward.connection_rate, forward.client_rate)
+        if forward.listen.protocol is Protocol.TCP:
+            return self._balanced(
+                entry,
+                table,
+                Listener(self, forward, sock, judge, rates, *self._end(forward, entry.row, table)),
+            )
+        before = self._listeners.get(entry.key)
+        assert before is None or isinstance(before, UdpListener)
+        flows = Flows() if before is None else before.flows
+        one = UdpListener(self, forward, sock, judge, rates, *self._end(forward, entry.row, table), flows)
+        return self._balanced(entry, table, one)
+
+    def _end(self, forward: Forward, row: int, table: Table) -> tuple[Target, memoryview, Callable[[], int]]:
+        """What is the (first) backend's of a forward, whose row has that number: its target, this slot's
+        row, and what counts its connections."""
         target = Target(forward.backends[0], table.family)
         target.update(table.hosts)
         # Only a target among the kernel's own source ports can be dialled by itself.
         target.self_connect = forward.original_port or target.port in table.ephemeral
-        judge = compile_rules((table.rules, forward.rules))
-        row = self.scoreboard.forward(entry.row, self.slot)
-        active = partial(self.scoreboard.active, entry.row)
-        if forward.listen.protocol is Protocol.TCP:
-            return Listener(self, forward, sock, judge, target, row, active)
-        before = self._listeners.get(entry.key)
-        assert before is None or isinstance(before, UdpListener)
-        return UdpListener(self, forward, sock, judge, target, row, active, before)
+        return target, self.scoreboard.forward(row, self.slot), partial(self.scoreboard.active, row)
+
+    def _balanced(self, entry: Entry, table: Table, listener: L) -> L:
+        """Give a listener its backends, if there are several: each is a listener of its own."""
+        if not entry.rows:
+            return listener
+        board = self.scoreboard
+        members = []
+        for backend, row in zip(entry.forward.backends, entry.rows, strict=True):
+            forward = entry.forward.to(backend)
+            target, own, active = self._end(forward, row, table)
+            others = [board.forward(row, slot) for slot in range(board.slots)]
+            part = listener.part(forward, target, own, active)
+            members.append(Member(part, backend.weight, backend.label, own, others, active))
+        listener.balancer = Balancer(entry.forward, members, self.census.recall, entry.row)
+        for each in members:
+            each.listener.balancer = listener.balancer
+        rows = [entry.row, *entry.rows]
+        listener.active = lambda: sum(map(board.active, rows))
+        return listener
 
     def _commit(self) -> None:
         if self._prepared is None:

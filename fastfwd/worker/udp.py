@@ -30,8 +30,10 @@ from fastfwd.worker.dial import CLOSED, CONNECTS, NO_ROOM, OPENED, WHY
 if TYPE_CHECKING:
     from fastfwd.model import Forward
     from fastfwd.worker.access import Judge
+    from fastfwd.worker.balance import Balancer
     from fastfwd.worker.dial import Target
     from fastfwd.worker.main import Worker
+    from fastfwd.worker.rates import Rates
 
 BATCH: Final = 64
 """Datagrams from clients per event, so that a flood does not starve the sessions."""
@@ -72,22 +74,25 @@ class UdpListener:
         forward: Forward,
         sock: Socket,
         judge: Judge | None,
+        rates: Rates | None,
         target: Target,
         row: memoryview,
         active: Callable[[], int],
-        before: UdpListener | None,
+        flows: Flows,
     ) -> None:
         """Receive for `forward` on `sock` (bound, non-blocking; the caller's), and count in `row`, the
-        forward's on the scoreboard; `active()` is the sum over all workers' rows. The flows are those
-        of `before`, which had the socket until now."""
+        forward's on the scoreboard; `active()` is the sum over all workers' rows. The `flows` are the
+        socket's. With a `balancer` it receives for its backends, which are listeners that share it."""
         self.worker = worker
         self.forward = forward
         self.sock = sock
         self.judge = judge
+        self.rates = rates
+        self.balancer: Balancer[UdpListener] | None = None
         self.target = target
         self.row = row
         self.active = active
-        self.flows: Flows = Flows() if before is None else before.flows
+        self.flows = flows
         self.everywhere = is_any(sock)
 
     def event(self, mask: int) -> None:
@@ -124,6 +129,14 @@ class UdpListener:
     def update(self, hosts: Mapping[str, Sequence[Address]]) -> None:
         """Names have other addresses; flows keep theirs."""
         self.target.update(hosts)
+        for member in [] if self.balancer is None else self.balancer.members:
+            member.listener.target.update(hosts)
+
+    def part(
+        self, forward: Forward, target: Target, row: memoryview, active: Callable[[], int]
+    ) -> UdpListener:
+        """What flows to one of its backends are born with."""
+        return UdpListener(self.worker, forward, self.sock, self.judge, None, target, row, active, self.flows)
 
     def expire(self, now: float) -> None:
         """End the flows that have been silent for the forward's timeout."""
@@ -153,16 +166,20 @@ class UdpListener:
         if self.judge is not None and (refusal := self.judge(client)) is not None:
             self._refuse(client, peer[1], refusal)
             return None
+        if self.rates is not None and (refusal := self.rates.admit(client)) is not None:
+            self._refuse(client, peer[1], refusal)
+            return None
         if self.active() >= worker.limits.udp_connections:
             self.flows.evict()
+        listener = self if self.balancer is None else self.balancer.choose(client)
         admission = worker.admission
         if admission is None:
-            self.row[ACCEPTED] += 1
-        elif refusal := admission.admit(client, self.row, self.forward.max_connections, self.active):
+            listener.row[ACCEPTED] += 1
+        elif refusal := admission.admit(client, listener.row, self.forward.max_connections, self.active):
             self._refuse(client, peer[1], refusal)
             return None
         ancillary = [] if not self.everywhere else answer_from(self.sock.family, key[1])
-        flow = Flow(self, key, peer, ancillary, client, size)
+        flow = Flow(listener, key, peer, ancillary, client, size)
         return flow if flow.dial() else None
 
     def _refuse(self, client: str, port: int, outcome: Outcome) -> None:
@@ -378,6 +395,8 @@ class Flow:
         self.order = flows.answered
         self.order[self] = None
         self.listener.target.failures = 0
+        if self.listener.balancer is not None:
+            self.listener.balancer.reached(self.listener)
         self.outcome = Outcome.IDLE_TIMEOUT
 
     def _unreachable(self, error: OSError) -> None:
@@ -387,8 +406,23 @@ class Flow:
             self.outcome = Outcome.LOCAL_CONNECT_FAILED
             listener.row[WHY.get(error.errno or 0, ForwardCell.LOCAL)] += 1
             listener.target.failed(listener.worker)
-        if len(listener.target.addresses) > 1:
+        if len(listener.target.addresses) > 1 or self._another_backend():
             self.dial()
+
+    def _another_backend(self) -> bool:
+        """Go over to another backend of the forward, if there is one."""
+        listener = self.listener
+        if listener.balancer is None:
+            return False
+        listener.balancer.failed(listener)
+        other = listener.balancer.another([listener], self.client)
+        if other is None:
+            return False
+        other.row[ACCEPTED] += 1
+        listener.row[ForwardCell.CLOSED_MOVED] += 1
+        self.listener = other
+        self._next = 0
+        return True
 
     def _log(self, outcome: Outcome, duration: float) -> None:
         listener = self.listener

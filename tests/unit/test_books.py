@@ -57,7 +57,7 @@ def config(*names: str) -> Config:
 
 def named(*rows: str) -> dict[Key, int]:
     """Rows 0, 1, … for these names."""
-    return {(name, Protocol.TCP): number for number, name in enumerate(rows)}
+    return {(name, Protocol.TCP, None): number for number, name in enumerate(rows)}
 
 
 def between(before: int, figure: int) -> bool:
@@ -234,14 +234,14 @@ def test_too_many_forwards_are_an_error_of_the_file(books: Books) -> None:
     """The message says how many there may be, and that a restart helps."""
     with pytest.raises(ConfigError) as caught:
         books.assign(config("a", "b", "c", "d"), {})
-    expected = "rinetd.conf: expected at most 3 forwards without a restart, found 4"
+    expected = "rinetd.conf: expected at most 3 forwards and backends without a restart, found 4"
     assert str(caught.value) == expected
 
 
 def test_a_row_with_living_connections_is_not_given_away(board: Scoreboard, books: Books) -> None:
     """Whichever slot they are in."""
     board.forward(0, 1)[ForwardCell.ACCEPTED] = 1
-    assert books.assign(config("x"), named("a", "b", "c"))[("x", Protocol.TCP)] == 1
+    assert books.assign(config("x"), named("a", "b", "c"))[("x", Protocol.TCP, None)] == 1
 
 
 def test_a_row_that_goes_to_another_begins_at_0(board: Scoreboard, books: Books) -> None:
@@ -249,7 +249,7 @@ def test_a_row_that_goes_to_another_begins_at_0(board: Scoreboard, books: Books)
     for number in range(ROOM):
         board.forward(number, 0)[ForwardCell.SENT] = 7
     old = named("a", "b", "c")
-    new = {("b", Protocol.TCP): 1, ("c", Protocol.TCP): 2, ("x", Protocol.TCP): 0}
+    new = {("b", Protocol.TCP, None): 1, ("c", Protocol.TCP, None): 2, ("x", Protocol.TCP, None): 0}
     books.reassigned(old, new)
     assert [board.forward(number, 0)[ForwardCell.SENT] for number in range(ROOM)] == [0, 7, 7]
 

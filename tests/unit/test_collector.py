@@ -15,6 +15,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 
 from fastfwd.observe.collector import METRICS, Metric, StatusCollector
 from fastfwd.observe.status import (
+    BackendStatus,
     ConfigStatus,
     Datagrams,
     Distribution,
@@ -27,7 +28,7 @@ from fastfwd.observe.status import (
 
 LABELS = {
     *("forward", "proto", "listen", "target", "tls", "reason", "outcome"),
-    *("slot", "state", "mode", "version", "python_version"),
+    *("slot", "state", "mode", "version", "python_version", "backend"),
 }
 """Every label there may be. A client's address is in none of them."""
 
@@ -70,6 +71,7 @@ def forward(label: str, *, configured: bool = True, **changes: object) -> Forwar
         duration_seconds=Distribution(12.5, 9, [(0.01, 0), (43200, 9)]),
         dns_last_success=None,
         queues=[Queue(0, 11, 4096), Queue(1, 12, 4095)],
+        backends=[],
         datagrams=None,
         rates=None,
         history=None,
@@ -125,9 +127,14 @@ def status(*forwards: ForwardStatus, workers: tuple[WorkerStatus, ...] = (), **c
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
+BEHIND = [
+    BackendStatus("one", True, 41, 42, 43, 44, 45, {"refused": 46}),
+    BackendStatus("two", False, 51, 52, 53, 54, 55, {"refused": 56}),
+]
+
 BUSY = status(
     forward("db", dns_last_success=1789991234.5),
-    forward("127.0.0.1:2001/tcp"),
+    forward("127.0.0.1:2001/tcp", backends=BEHIND),
     forward(
         "dns", proto="udp", queues=[], datagrams=Datagrams(30, 31, {"queue": 32, "backend": 33, "client": 34})
     ),
@@ -270,7 +277,7 @@ def test_every_outcome_has_its_series(outcome: str) -> None:
         ("fastfwd_connections_accepted_total", {"forward": "db", "proto": "tcp"}),
         ("fastfwd_connections_denied_total", {"forward": "db", "proto": "tcp", "reason": "not_allowed"}),
         ("fastfwd_connections_closed_total", {"forward": "db", "proto": "tcp", "outcome": "worker-died"}),
-        ("fastfwd_backend_connect_failures_total", {"forward": "db", "reason": "resolve"}),
+        ("fastfwd_backend_connect_failures_total", {"forward": "db", "backend": "", "reason": "resolve"}),
         ("fastfwd_accept_errors_total", {"reason": "other"}),
         ("fastfwd_listener_queue_length", {"forward": "db", "slot": "0"}),
         ("fastfwd_worker_restarts_total", {"slot": "0", "reason": "watchdog"}),

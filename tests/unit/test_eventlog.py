@@ -144,12 +144,20 @@ def test_json_names_the_forward() -> None:
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_words(outcome: Outcome) -> None:
-    """Every outcome's last column is rinetd's word, a trailing ` -` included, or one of the five that
+    """Every outcome's last column is rinetd's word, a trailing ` -` included, or one of the seven that
     rinetd has no use for."""
     words = {
         *("opened", "done-local-closed", "done-remote-closed", "accept-failed -", "local-socket-failed -"),
         *("local-bind-failed -", "local-connect-failed -", "not-allowed", "denied"),
-        *("over-limit", "over-client-limit", "idle-timeout", "half-close-timeout", "evicted"),
+        *(
+            "over-limit",
+            "over-client-limit",
+            "idle-timeout",
+            "half-close-timeout",
+            "evicted",
+            "over-rate",
+            "over-client-rate",
+        ),
     }
     last = line(DONE._replace(outcome=outcome)).rstrip("\n").split("\t")[-1]
     assert last in words

@@ -248,7 +248,7 @@ def test_the_lock_is_the_processes_own() -> None:
     with locked_elsewhere(census, signal.SIGSTOP):
         until(lambda: not census.lock(), what="the lock is taken")
         with pytest.raises(BlockingIOError):
-            fcntl.lockf(census._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(census._lock._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_alone_it_needs_no_lock() -> None:

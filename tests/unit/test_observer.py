@@ -419,11 +419,11 @@ def test_figures_are_over_all_slots(board: Scoreboard, observer: Observer) -> No
             cells[cell] = 10**slot
         cells[ForwardCell.ACCEPTED] = 100
     found = forward(observer)
-    assert (found.accepted, found.opened, found.received_bytes, found.sent_bytes) == (200, 11, 11, 11)
+    assert (found.accepted, found.opened, found.received_bytes, found.sent_bytes) == (189, 11, 11, 11)
     assert found.connects == 11
     assert set(found.closed.values()) == set(found.denied.values()) == {11}
     assert set(found.connect_failures.values()) == {11}
-    assert found.active == 200 - 9 * 11
+    assert found.active == 200 - 10 * 11
     assert [(queue.slot, queue.length, queue.limit) for queue in found.queues] == [(0, 1, 1), (1, 10, 10)]
 
 
@@ -451,6 +451,8 @@ def test_figures_are_over_all_slots(board: Scoreboard, observer: Observer) -> No
                 "denied": ForwardCell.DENIED,
                 "limit": ForwardCell.OVER_LIMIT,
                 "client_limit": ForwardCell.OVER_CLIENT_LIMIT,
+                "rate": ForwardCell.OVER_RATE,
+                "client_rate": ForwardCell.OVER_CLIENT_RATE,
             },
         ),
         (
@@ -479,7 +481,7 @@ def test_every_word_has_its_cell(
 
 def test_every_end_has_a_word() -> None:
     """What makes a connection end is shown; otherwise closed and active would not add up."""
-    assert sorted(OUTCOMES.values()) == list(CLOSED)
+    assert sorted([*OUTCOMES.values(), ForwardCell.CLOSED_MOVED]) == list(CLOSED)
 
 
 def test_active_of_a_busy_forward_is_never_negative(board: Scoreboard, observer: Observer) -> None:
@@ -718,7 +720,7 @@ def test_the_status_as_json_has_the_documented_fields(observer: Observer) -> Non
         *("forward", "proto", "listen", "target", "tls", "configured", "accepted", "opened", "active"),
         *("denied", "closed", "received_bytes", "sent_bytes", "connects", "connect_failures"),
         *("connect_seconds", "duration_seconds", "dns_last_success", "queues"),
-        *("datagrams", "rates", "history"),
+        *("backends", "datagrams", "rates", "history"),
     ]
     assert list(shown["workers"][0]) == [
         *("slot", "pid", "running", "started", "heartbeat", "sessions", "open_fds", "max_fds"),

@@ -37,7 +37,7 @@ def always(number: int) -> bool:
 
 def numbers(assigned: dict[Key, int]) -> dict[str, int]:
     """Label -> row."""
-    return {label: number for (label, _), number in assigned.items()}
+    return {label: number for (label, _, _), number in assigned.items()}
 
 
 def after(*labels: str, capacity: int = 100, idle: Callable[[int], bool] = never) -> dict[Key, int]:
@@ -53,19 +53,23 @@ def after(*labels: str, capacity: int = 100, idle: Callable[[int], bool] = never
 
 def test_a_named_forward_is_known_by_its_name() -> None:
     """Its `name=` and its protocol, whatever else it says."""
-    assert key(forward("db")) == ("db", Protocol.TCP)
+    assert key(forward("db")) == ("db", Protocol.TCP, None)
 
 
 def test_a_forward_without_a_name_is_known_by_where_it_listens() -> None:
     """As the log calls it."""
     listen = Endpoint("::1", 2001, Protocol.TCP)
-    assert key(Forward(listen, (Backend(listen),), Origin("file", 1))) == ("[::1]:2001/tcp", Protocol.TCP)
+    assert key(Forward(listen, (Backend(listen),), Origin("file", 1))) == (
+        "[::1]:2001/tcp",
+        Protocol.TCP,
+        None,
+    )
 
 
 def test_tcp_and_udp_of_one_name_are_two() -> None:
     """The protocol belongs to the key."""
     assigned = assign({}, [forward("a"), forward("a", protocol=Protocol.UDP)], 100, never)
-    assert assigned == {("a", Protocol.TCP): 0, ("a", Protocol.UDP): 1}
+    assert assigned == {("a", Protocol.TCP, None): 0, ("a", Protocol.UDP, None): 1}
 
 
 # Who gets which row.
@@ -111,6 +115,24 @@ def test_forwards_of_one_key_share_a_row() -> None:
         for each in (1, 2)
     ]
     assert list(assign({}, [*twins, forward("a")], 100, never).values()) == [0, 1]
+
+
+def test_each_of_several_backends_has_a_row() -> None:
+    """After the forward's own; one that a reload takes away keeps its row, and is shown with the forward."""
+    listen = Endpoint("127.0.0.1", 2001, Protocol.TCP)
+    one, two, three = (Backend(Endpoint(f"192.0.2.{each}", 80, Protocol.TCP)) for each in (1, 2, 3))
+    before = assign({}, [Forward(listen, (one, two), Origin("file", 1), name="a"), forward("b")], 100, never)
+    assert list(before.values()) == [0, 1, 2, 3]
+    changed = Forward(listen, (two, three), Origin("file", 1), name="a")
+    after = assign(before, [changed, forward("b")], 100, never)
+    assert {each[2]: number for each, number in after.items() if each[0] == "a"} == {
+        None: 0,
+        one.label: 1,
+        two.label: 2,
+        three.label: 4,
+    }
+    shown = rows(after, [changed, forward("b")], lambda forward: False)
+    assert [(each.label, sorted(each.numbers)) for each in shown] == [("a", [0, 1, 2, 4]), ("b", [3])]
 
 
 def test_nothing_becomes_nothing() -> None:
@@ -232,7 +254,7 @@ def test_a_row_says_whether_its_target_is_a_name() -> None:
 
 def test_a_removed_forward_has_no_name_to_look_up() -> None:
     """Nobody looks it up any more."""
-    [row] = rows({("a", Protocol.TCP): 0}, [], lambda each: True)
+    [row] = rows({("a", Protocol.TCP, None): 0}, [], lambda each: True)
     assert not row.named
 
 
