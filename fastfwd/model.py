@@ -194,8 +194,8 @@ class Forward:
     Of several `backends` one is chosen by `balance`. One that has failed `health_threshold`
     dials in a row is left out for `recovery_timeout`; with a `check_interval` it is also
     dialled that often to see whether it is there. For `affinity_ttl` a client stays with
-    its backend, up to `affinity_entries` of them. `sorry_file` is what a client gets if none
-    can be reached.
+    its backend, up to `affinity_entries` of them. `sorry` is what a client is sent if none can be
+    reached.
 
     How it dials: `connect_timeout` in place of the configuration's, `keepalive`, from `device`,
     with the packet `mark`, with the code point `dscp`, from an address that is not here yet
@@ -226,7 +226,7 @@ class Forward:
     max_rate: int | None = None
     connection_rate: Rate | None = None
     client_rate: Rate | None = None
-    sorry_file: str | None = None
+    sorry: bytes = b""
 
     @property
     def target(self) -> Endpoint:

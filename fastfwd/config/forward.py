@@ -8,12 +8,16 @@ ask DNS (a host may stay a name) and never stop at the first error of a line.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fastfwd.config.endpoint import Say, Service, endpoint
 from fastfwd.config.options import options, pairs
 from fastfwd.config.wording import expected, quote
 from fastfwd.model import Backend, Endpoint, Forward, Origin, Protocol
+
+Sorry = Callable[[str], bytes]
 
 MOST_BACKENDS = 256
 HEAVIEST = 100
@@ -26,7 +30,9 @@ BALANCING = ("balance", "health_threshold", "recovery_timeout", "check_interval"
 """Fields that mean nothing to a forward with one backend."""
 
 
-def parse_forward(text: str, origin: Origin, *, service: Service, wrong: Say, warn: Say) -> Forward | None:
+def parse_forward(
+    text: str, origin: Origin, *, service: Service, sorry: Sorry, wrong: Say, warn: Say
+) -> Forward | None:
     """The forward that `text` describes, without access rules.
 
     Args:
@@ -34,6 +40,7 @@ def parse_forward(text: str, origin: Origin, *, service: Service, wrong: Say, wa
         origin: where the line stands.
         service: port number of a service name and a protocol ("tcp", "udp"); raises
             OSError for an unknown one (getservbyname(3)).
+        sorry: content of a `sorry-file=`; raises ValueError with what should have stood there.
         wrong: called with every error's message; then the result is None.
         warn: called with every warning's message.
     """
@@ -49,6 +56,11 @@ def parse_forward(text: str, origin: Origin, *, service: Service, wrong: Say, wa
         ends = _backends(targets, target_port, service, say, warn)
         found = options(pairs(rest, say), say, warn)
         forward = assembled(listen, ends, origin, found, say, warn)
+        if "sorry_file" in found:
+            try:
+                forward = replace(forward, sorry=sorry(found["sorry_file"]))
+            except ValueError as error:
+                say(expected(str(error), found["sorry_file"]))
     for message in errors:
         wrong(message)
     return None if errors else forward
@@ -63,7 +75,7 @@ def assembled(
     warn: Say,
 ) -> Forward:
     """A forward with what `options` has `found`; what does not fit together is told."""
-    fields = dict(found)
+    fields = {key: value for key, value in found.items() if key != "sorry_file"}  # parse reads it
     shared = {key: fields.pop(key) for key in ("sources", "dns_refresh") if key in fields}
     made = tuple(
         Backend(
@@ -79,11 +91,11 @@ def assembled(
     idle = [name for name in BALANCING if name in fields]
     if len(made) == 1 and idle:
         warn(f"option {idle[0].replace('_', '-')!r} means nothing with one backend")
-    _wrong_together(forward, wrong)
+    _wrong_together(forward, found, wrong)
     return forward
 
 
-def _wrong_together(forward: Forward, wrong: Say) -> None:
+def _wrong_together(forward: Forward, found: dict[str, Any], wrong: Say) -> None:
     listen = forward.listen
     if forward.original_port:
         if listen.protocol is Protocol.UDP:
@@ -93,8 +105,12 @@ def _wrong_together(forward: Forward, wrong: Say) -> None:
         return
     if listen.protocol is Protocol.UDP and forward.max_rate is not None:
         wrong("expected 'max-rate' with TCP only: what paces a stream would lose datagrams")
-    if listen.protocol is Protocol.UDP and forward.sorry_file is not None:
+    if listen.protocol is Protocol.UDP and "sorry_file" in found:
         wrong("expected 'sorry-file' with TCP only: a datagram has no answer to wait for")
+    if listen.protocol is Protocol.UDP and forward.check_interval is not None:
+        wrong("expected 'check' with TCP only: a datagram is not answered by anybody who is just there")
+    if forward.original_port and len(forward.backends) > 1:
+        wrong("expected one backend with 'port=original'")
     for each in forward.backends:
         count = len(each.endpoint.ports)
         if each.endpoint.last is not None and count != len(listen.ports):

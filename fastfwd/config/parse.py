@@ -47,6 +47,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _CONTROL_NAMES = {"\r": "a lone carriage return", "\f": "a form feed", "\v": "a vertical tab"}
 
 
+LONGEST_SORRY = 1 << 20
+"""Bytes of what clients are sent when no backend can be reached."""
+
 MOST_WRONG = 20
 """Errors of one list of patterns that are told."""
 
@@ -194,9 +197,25 @@ class _Reader:
             what = "a forward ('bindaddress bindport connectaddress connectport') or a directive"
             self.wrong(expected(what, body))
             return
-        forward = parse_forward(body, self.here, service=self.service, wrong=self.wrong, warn=self.warn)
+        forward = parse_forward(
+            body,
+            self.here,
+            service=self.service,
+            sorry=self.sorry,
+            wrong=self.wrong,
+            warn=self.warn,
+        )
         if forward is not None and self.unique(forward):
             self.forwards.append((forward, self.scope))
+
+    def sorry(self, name: str) -> bytes:
+        try:
+            content = self.read_file(os.path.join(os.path.dirname(self.file), name))
+        except OSError as error:
+            raise ValueError(f"a file that can be read ({error.strerror})") from None
+        if not 0 < len(content) <= LONGEST_SORRY:
+            raise ValueError(f"a file of 1 to {LONGEST_SORRY} bytes")
+        return content
 
     def unique(self, forward: Forward) -> bool:
         if forward.name is None:

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -190,6 +190,9 @@ class Children:
     def _be_child(self, slot: int, ours: Channel, theirs: Channel, gate: int) -> None:
         """In the new process: become what belongs into `slot`, and never return."""
         status = worker.CANNOT_START
+        account = self.account
+        if account is not None and slot < 0:
+            account = replace(account, capabilities=0)
         try:
             os.read(gate, 1)  # the end of the pipe: the parent is done, or gone
             os.close(gate)
@@ -203,14 +206,14 @@ class Children:
                 self.census.abandon()
                 self.scoreboard.protect()
             if slot == RESOLVER:
-                status = resolver.main(theirs, self.account)
+                status = resolver.main(theirs, account)
             elif slot == EXPORTER:
                 # Here, because nobody else needs its libraries.
                 from fastfwd.observe import exporter  # noqa: PLC0415
 
-                status = exporter.main(theirs, self.scoreboard, partial(drop, self.account))
+                status = exporter.main(theirs, self.scoreboard, partial(drop, account))
             else:
-                status = worker.main(slot, theirs, self.scoreboard, self.census, self.account)
+                status = worker.main(slot, theirs, self.scoreboard, self.census, account)
         except BaseException:
             status = 1
             log.critical("process %d failed", os.getpid(), exc_info=True)

@@ -92,9 +92,7 @@ class Supervisor:
         self.metrics = MetricsPort()
         self.names = Names(self._ask_resolver)
         self.signals = Signals()
-        self.children = Children(
-            account(config.user, config.group), self._abandon, self.scoreboard, self.census
-        )
+        self.children = Children(account(config), self._abandon, self.scoreboard, self.census)
         self._pidfile: PidFile | None = None
         self._last_generation = self.setup.generation
         self._reload: Reload | None = None

@@ -27,6 +27,7 @@ from fastfwd.supervisor.children import Child
 from fastfwd.supervisor.listeners import places
 from fastfwd.supervisor.names import bound, dialled, unbound, unreachable
 from fastfwd.supervisor.setup import Setup
+from fastfwd.worker.privileges import capabilities
 
 if TYPE_CHECKING:
     from fastfwd.supervisor.main import Supervisor
@@ -127,6 +128,7 @@ class Reload:
     def _prepare(self, now: float) -> None:
         supervisor = self._supervisor
         problems = unbound(self.config, supervisor.names) + unreachable(self.config, supervisor.names)
+        problems += self._out_of_reach()
         if not problems:
             problems = check(self.config, addresses=supervisor.names.addresses, is_local=is_local)
         if problems:
@@ -150,6 +152,16 @@ class Reload:
         for child in list(self._waiting):
             supervisor.send_table(child, setup)
         self._go_on()
+
+    def _out_of_reach(self) -> list[Problem]:
+        """What the living workers have no right to any more."""
+        held = self._supervisor.children.account
+        if held is None or not capabilities(self.config) & ~held.capabilities:
+            return []
+        marked = [forward for forward in self.config.forwards if forward.mark is not None]
+        return [
+            Problem(marked[0].origin, "expected no 'mark' before a restart: workers have given up that right")
+        ]
 
     def _open_log(self) -> int | None:
         if self.config.logfile is None:

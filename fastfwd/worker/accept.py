@@ -20,10 +20,11 @@ from fastfwd.model import Address, Forward, Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import ForwardCell
 from fastfwd.worker.access import Judge
-from fastfwd.worker.dial import NO_ROOM, STREAM, Dial, Target
+from fastfwd.worker.dial import NO_ROOM, STREAM, Dial, Target, client_options, dial_options
 
 if TYPE_CHECKING:
     from fastfwd.worker.balance import Balancer
+    from fastfwd.worker.loop import TimerQueue
     from fastfwd.worker.main import Worker
     from fastfwd.worker.rates import Rates
 
@@ -75,6 +76,12 @@ class Listener:
         self.target = target
         self.row = row
         self.active = active
+        self.overdue: TimerQueue[Dial] | None = None
+        """Where the forward has a connect timeout of its own."""
+        if forward.connect_timeout is not None:
+            self.overdue = worker.overdue_after(forward.connect_timeout)
+        self.leaflet = worker.leaflet(forward.sorry)
+        self.client_options = client_options(forward)
         self._parts: dict[int, Listener] = {}
 
     def event(self, mask: int) -> int:
@@ -105,6 +112,8 @@ class Listener:
             if self.rates is not None and (refusal := self.rates.admit(address)) is not None:
                 self._refuse(client, address, peer[1], refusal)
                 continue
+            for option in self.client_options:
+                client.setsockopt(*option)
             listener = self
             if self.balancer is not None:
                 listener = self.balancer.choose(address)
@@ -142,7 +151,7 @@ class Listener:
         port = original_port(client)
         if port not in self._parts:
             forward = self.forward.at(port, [port] * len(self.forward.backends))
-            target = Target(forward.backends[0], self.target.family)
+            target = Target(forward.backends[0], self.target.family, dial_options(forward))
             if port != self.forward.listen.port:  # else nobody has redirected it
                 target.addresses, target.sources = self.target.addresses, self.target.sources
             target.self_connect = self.target.self_connect

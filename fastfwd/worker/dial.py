@@ -11,16 +11,18 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import struct
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Mapping, Sequence
 from fcntl import ioctl
 from termios import FIONREAD
 from typing import TYPE_CHECKING, Final
 
-from fastfwd.model import Address, Backend, Outcome
+from fastfwd.model import Address, Backend, Forward, Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import CONNECT_TIME, DURATION, ForwardCell
 from fastfwd.worker.session import READ, READABLE, Session
+from fastfwd.worker.sorry import Sorry
 
 if TYPE_CHECKING:
     from fastfwd.worker.accept import Listener
@@ -38,8 +40,24 @@ FAILED: Final = select.EPOLLERR | select.EPOLLHUP
 CONNECTS: Final = int(ForwardCell.CONNECTS)
 OPENED: Final = int(ForwardCell.OPENED)
 
+SocketOption = tuple[int, int, int | bytes]
+
+SO_MAX_PACING_RATE: Final = 47  # asm-generic/socket.h
+IP_FREEBIND: Final = 15  # linux/in.h
+IPV6_FREEBIND: Final = 78  # linux/in6.h
+
+_OTHER_LEVEL: Final[dict[int, int]] = {
+    socket.AF_INET: socket.IPPROTO_IPV6,
+    socket.AF_INET6: socket.IPPROTO_IP,
+}
+"""The options of this level are not for a socket of that family."""
+
 SUSPECT: Final = 3
 """Failed dials in a row after which the target's name is looked up again."""
+
+NOT_REACHED: Final = frozenset(
+    {Outcome.LOCAL_CONNECT_FAILED, Outcome.LOCAL_BIND_FAILED, Outcome.LOCAL_SOCKET_FAILED}
+)
 
 NOTHING: Final = bytes(4)
 """What ioctl(FIONREAD) answers when nothing has come."""
@@ -88,11 +106,12 @@ class Target:
     would be a security hole.
     """
 
-    def __init__(self, backend: Backend, family: int | None) -> None:
+    def __init__(self, backend: Backend, family: int | None, options: Sequence[SocketOption] = ()) -> None:
         self.host = backend.endpoint.host
         self.port = backend.endpoint.port
         self.family = family
         self.bound = backend.sources
+        self.options = options
         self.addresses: list[Address] = []
         self.sources: list[Address] = []
         self.self_connect = False
@@ -109,8 +128,26 @@ class Target:
             self._resolved.update({host: hosts[host] for host in self.bound if host in hosts})
             self.sources = [each for host in self.bound for each in self._resolved.get(host, ())]
 
-    def bind(self, backend: Socket, address: Address) -> None:
-        """Bind `backend` to a source for dialling `address`, each in its turn. Raises OSError."""
+    def prepare(self, backend: Socket, address: Address) -> None:
+        """Give `backend` its options and its source for dialling `address`. Raises OSError."""
+        for option in self.options:
+            if option[0] != _OTHER_LEVEL[address.family]:
+                backend.setsockopt(*option)
+        if self.bound:
+            self._bind(backend, address)
+
+    def from_another_source(self, backend: Socket, address: Address) -> int:
+        """Connect `backend`, whose source has no port left for `address`, from one that has. Returns the
+        error, as connect_ex."""
+        code = errno.EADDRNOTAVAIL
+        for _ in self.sources:
+            self._bind(backend, address)  # again: what is bound without a port can be (ip(7))
+            code = backend.connect_ex((address.text, self.port))
+            if code != errno.EADDRNOTAVAIL:
+                break
+        return code
+
+    def _bind(self, backend: Socket, address: Address) -> None:
         fitting = [each for each in self.sources if each.family == address.family]
         if not fitting:
             raise OSError(errno.EADDRNOTAVAIL, "no source address of the target's family")
@@ -138,6 +175,33 @@ def tune(sock: Socket) -> None:
     sock.setsockopt(SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
     sock.setsockopt(SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+def dial_options(forward: Forward) -> list[SocketOption]:
+    """What the sockets that `forward` dials with have beyond `tune`, as arguments of setsockopt."""
+    found: list[SocketOption] = []
+    if forward.device is not None:
+        found.append((SOL_SOCKET, socket.SO_BINDTODEVICE, forward.device.encode()))
+    if forward.mark is not None:
+        found.append((SOL_SOCKET, socket.SO_MARK, forward.mark))
+    if forward.dscp is not None:  # the six upper bits (RFC 2474, 3)
+        found.append((socket.IPPROTO_IP, socket.IP_TOS, forward.dscp << 2))
+        found.append((socket.IPPROTO_IPV6, socket.IPV6_TCLASS, forward.dscp << 2))
+    if forward.freebind:
+        found.append((socket.IPPROTO_IP, IP_FREEBIND, 1))
+        found.append((socket.IPPROTO_IPV6, IPV6_FREEBIND, 1))
+    return found + client_options(forward)
+
+
+def client_options(forward: Forward) -> list[SocketOption]:
+    """What its clients' sockets have beyond those of the listener."""
+    found: list[SocketOption] = []
+    if not forward.keepalive:
+        found.append((SOL_SOCKET, socket.SO_KEEPALIVE, 0))
+    if forward.max_rate is not None:
+        # The kernel spaces the segments (tcp(7)); splice goes on as it was.
+        found.append((SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("@Q", forward.max_rate)))
+    return found
 
 
 class Dial:
@@ -203,8 +267,8 @@ class Dial:
                 continue
             try:
                 tune(backend)
-                if target.bound:
-                    target.bind(backend, address)
+                if target.options or target.bound:
+                    target.prepare(backend, address)
                 if ioctl(self.client_fd, FIONREAD, NOTHING) != NOTHING:
                     # The client has spoken: the last ACK of the handshake can go out with
                     # its words (tcp(7), TCP_QUICKACK). A packet less, and a backend that
@@ -213,6 +277,8 @@ class Dial:
                     # speaks first.
                     backend.setsockopt(IPPROTO_TCP, socket.TCP_QUICKACK, 0)
                 code = backend.connect_ex((address.text, target.port))
+                if code == errno.EADDRNOTAVAIL and len(target.sources) > 1:
+                    code = target.from_another_source(backend, address)
             except OSError:
                 backend.close()
                 outcome = Outcome.LOCAL_BIND_FAILED
@@ -276,7 +342,7 @@ class Dial:
         """PATIENCE is over: from now on notice a client that leaves."""
         self._watch_client()
         worker = self.listener.worker
-        worker.overdue.add(self, worker.loop.now)
+        (self.listener.overdue or worker.overdue).add(self, worker.loop.now)
 
     def timed_out(self) -> None:
         """`connect-timeout` is over for this address. (Without one a blackholed backend holds its
@@ -288,8 +354,11 @@ class Dial:
         worker = self.listener.worker
         worker.forget_dial(self)
         self._drop_backend()
-        worker.loop.handlers.pop(self.client_fd, None)
-        worker.loop.closing.append(self.client)
+        if (leaflet := self.listener.leaflet) is not None and outcome in NOT_REACHED:
+            Sorry(self.listener, self.client, self.client_fd, leaflet)
+        else:
+            worker.loop.handlers.pop(self.client_fd, None)
+            worker.loop.closing.append(self.client)
         if worker.admission is not None:
             worker.admission.leave(self.peer)
         self._count(CLOSED[outcome])
@@ -340,7 +409,7 @@ class Dial:
         self._failed(why)
         worker = self.listener.worker
         worker.patience.discard(self)
-        worker.overdue.discard(self)
+        (self.listener.overdue or worker.overdue).discard(self)
         self._drop_backend()
         self.attempt()
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 from fastfwd.channel import Channel, Message
 from fastfwd.model import AccessRule, Address, Forward, Limits, LogFormat, Outcome, Protocol
@@ -34,12 +35,14 @@ from fastfwd.relay.splicing import movers
 from fastfwd.worker.accept import Listener
 from fastfwd.worker.access import compile_rules
 from fastfwd.worker.balance import Balancer, Member
-from fastfwd.worker.dial import PATIENCE, Dial, Target
+from fastfwd.worker.check import Check
+from fastfwd.worker.dial import PATIENCE, Dial, Target, dial_options
 from fastfwd.worker.limits import Admission, Census
 from fastfwd.worker.loop import GRANULARITY, Loop, TimerQueue
 from fastfwd.worker.privileges import Account, PrivilegeError, drop
 from fastfwd.worker.rates import Rates
 from fastfwd.worker.session import LINGER, Abort, Session
+from fastfwd.worker.sorry import Leaflet, Sorry
 from fastfwd.worker.udp import LARGEST, Flow, Flows, UdpListener
 
 HEARTBEAT: Final = int(Cell.HEARTBEAT)  # an enum's attribute costs 0.05 µs more, every turn
@@ -141,11 +144,15 @@ class Worker:
         self._serial = 0
         self.patience = self.loop.timer(PATIENCE, Dial.waited)
         self.overdue = self.loop.timer(self.limits.connect_timeout - PATIENCE, Dial.timed_out)
+        self.sorries = self.loop.timer(LINGER, Sorry.close)
         self.lingering = self.loop.timer(LINGER, Session.close)
         self._aborts = self.loop.timer(GRANULARITY, self._try_abort)
         self._paused = self.loop.timer(PAUSE, self._resume)
         self.datagram = memoryview(bytearray(LARGEST))
         """Where every datagram is, one after the other."""
+        self._overdue: dict[float, TimerQueue[Dial]] = {}
+        self._leaflets: WeakValueDictionary[bytes, Leaflet] = WeakValueDictionary()
+        self._checks: list[Check] = []
         self._listeners: Listeners = {}
         self._prepared: tuple[int, Listeners, EventLog | None, Limits] | None = None
         self._draining = False
@@ -193,11 +200,26 @@ class Worker:
         self._told += 1
         return self._told <= TOLD
 
+    def overdue_after(self, seconds: int) -> TimerQueue[Dial]:
+        """Where dials wait that may take so long."""
+        after = max(0, seconds - PATIENCE)
+        if after not in self._overdue:
+            self._overdue[after] = self.loop.timer(after, Dial.timed_out)
+        return self._overdue[after]
+
+    def leaflet(self, content: bytes) -> Leaflet | None:
+        """`content` as a file to send, one for all that send the same; None if there is none."""
+        if not content:
+            return None
+        if (found := self._leaflets.get(content)) is None:
+            found = self._leaflets[content] = Leaflet(content)
+        return found
+
     def forget_dial(self, dial: Dial) -> None:
         """`dial` has ended, in a session or without one."""
         self.dials.discard(dial)
         self.patience.discard(dial)
-        self.overdue.discard(dial)
+        (dial.listener.overdue or self.overdue).discard(dial)
 
     def abort(self, sock: Socket) -> None:
         """Close `sock` with a reset, after what was sent on it has been acknowledged."""
@@ -301,7 +323,7 @@ class Worker:
     def _end(self, forward: Forward, row: int, table: Table) -> tuple[Target, memoryview, Callable[[], int]]:
         """What is the (first) backend's of a forward, whose row has that number: its target, this slot's
         row, and what counts its connections."""
-        target = Target(forward.backends[0], table.family)
+        target = Target(forward.backends[0], table.family, dial_options(forward))
         target.update(table.hosts)
         # Only a target among the kernel's own source ports can be dialled by itself.
         target.self_connect = forward.original_port or target.port in table.ephemeral
@@ -337,6 +359,7 @@ class Worker:
             self.log.close()
         self.log = event_log
         self.loop.end_of_turn = [] if event_log is None else [event_log.flush]
+        self._check()
         kept = {listener.sock for listener in self._listeners.values()}
         for listener in old.values():
             if listener.sock not in kept:
@@ -379,6 +402,20 @@ class Worker:
             for session in self.sessions():
                 self.silence.add(session, self.loop.now)
 
+    def _check(self) -> None:
+        """Have the present backends checked, those that are this worker's to check."""
+        for check in self._checks:
+            check.end()
+        self._checks = []
+        for listener in self._listeners.values():
+            if isinstance(listener, UdpListener) or listener.balancer is None:
+                continue
+            if (seconds := listener.forward.check_interval) is None:
+                continue
+            for place, member in enumerate(listener.balancer.members):
+                if place % self.scoreboard.slots == self.slot:
+                    self._checks.append(Check(self, member, seconds))
+
     def _reopen(self, descriptors: list[int] | None) -> None:
         if descriptors and self.log is not None:
             self.log.reopen(descriptors[0])
@@ -406,6 +443,7 @@ class Worker:
         """Accept what is queued, then nothing more; end with the last session."""
         self._draining = True
         listeners, self._listeners = self._listeners, {}
+        self._check()
         for listener in listeners.values():
             self._empty_and_close(listener)
 

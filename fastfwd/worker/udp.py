@@ -275,8 +275,8 @@ class Flow:
                     break
                 continue
             try:
-                if target.bound:
-                    target.bind(backend, address)
+                if target.options or target.bound:
+                    target.prepare(backend, address)
             except OSError:
                 backend.close()
                 outcome = Outcome.LOCAL_BIND_FAILED
