@@ -303,7 +303,9 @@ class Config:
     `workers` None means one per usable processor; `user` and `group` None mean the
     default account; `logfile` None means no connection log, `metrics` None no exporter;
     `dns_refresh` is how many seconds an answer of the name service holds (0: until the
-    next reload), `dns_family` the only family of addresses to dial, None for both;
+    next reload), `dns_family` the only family of addresses to dial, None for both,
+    `dns_expand` whether connections are spread over all addresses of a name; `backlog` is
+    the longest accept queue, None for what the kernel allows; `files` are all that were read;
     `warnings` are for the operator and stop nothing.
     """
 
@@ -321,6 +323,9 @@ class Config:
     limits: Limits = Limits()
     dns_refresh: int = 600
     dns_family: int | None = None
+    dns_expand: bool = False
+    backlog: int | None = None
+    files: tuple[str, ...] = ()
     origins: dict[str, Origin] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
 

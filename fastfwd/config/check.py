@@ -48,6 +48,11 @@ def check(config: Config, *, addresses: Addresses, is_local: IsLocal) -> list[Pr
     return sorted(problems, key=lambda problem: problem.origin.line)
 
 
+def _place(origin: Origin, seen_from: Origin) -> str:
+    """Where another line is, seen from a line of some file."""
+    return f"line {origin.line}" if origin.file == seen_from.file else str(origin)
+
+
 def _parts(config: Config) -> list[Forward]:
     """Forwards of one port each."""
     return [part for forward in config.forwards for part in forward.parts()]
@@ -112,8 +117,8 @@ def _conflicts(config: Config, addresses: Addresses) -> Iterator[Problem]:
             told.add((forward.origin, other.origin))
             yield Problem(
                 forward.origin,
-                f"expected a listener of its own, found '{listen}', {how} '{other.listen}' of line "
-                f"{other.origin.line}",
+                f"expected a listener of its own, found '{listen}', {how} '{other.listen}' of "
+                f"{_place(other.origin, forward.origin)}",
             )
         others.setdefault(key, forward)
 
@@ -133,8 +138,8 @@ def _metrics(config: Config, addresses: Addresses) -> Iterator[Problem]:
         if other is not None:
             yield Problem(
                 config.origin("metrics"),
-                f"expected a metrics port of its own, found '{metrics}', {how} '{forward.listen}' of line "
-                f"{forward.origin.line}",
+                f"expected a metrics port of its own, found '{metrics}', {how} '{forward.listen}' of "
+                f"{_place(forward.origin, config.origin('metrics'))}",
             )
 
 
@@ -178,11 +183,11 @@ def _loops(config: Config, addresses: Addresses, is_local: IsLocal) -> Iterator[
             continue
         told.add(last.origin)
         turn = path.index(last)
-        lines = [forward.origin.line for forward in path[turn + 1 :] + path[: turn + 1]]
+        places = [_place(each.origin, last.origin) for each in path[turn + 1 :] + path[: turn + 1]]
         if len(path) == 1:
-            way = f"the listener '{last.listen}' of line {lines[0]} itself"
+            way = f"the listener '{last.listen}' of {places[0]} itself"
         else:
-            way = "which comes back through " + " -> ".join(f"line {line}" for line in lines)
+            way = "which comes back through " + " -> ".join(places)
         yield Problem(last.origin, f"expected a target elsewhere, found '{last.target}', {way}")
 
 

@@ -12,6 +12,7 @@ import os
 import pwd
 from collections.abc import Callable
 from dataclasses import replace
+from glob import glob
 
 from fastfwd.config.check import check
 from fastfwd.config.parse import LONGEST_PATH, GuardProblem, parse
@@ -40,7 +41,14 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
     Raises:
         ConfigError: with every problem in file order.
     """
-    config, problems = parse(_read(path), path, read_file=_content)
+    config, problems = parse(
+        _read(path), path, read_file=_content, matching=lambda pattern: sorted(glob(pattern))
+    )
+    order = {file: number for number, file in enumerate(config.files)}
+
+    def place(problem: Problem) -> tuple[int, int]:
+        return order.get(problem.origin.file, len(order)), problem.origin.line
+
     fatal = [problem for problem in problems if not lenient or isinstance(problem, GuardProblem)]
     skipped = [problem for problem in problems if problem not in fatal]
     fatal += _accounts(config)
@@ -59,7 +67,7 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
             config = replace(config, metrics=None)
         conflicts = check(config, addresses={}, is_local=is_local)
     if fatal:
-        raise ConfigError(sorted(fatal, key=lambda problem: problem.origin.line))
+        raise ConfigError(sorted(fatal, key=place))
     warnings = [Problem(each.origin, f"line skipped: {each.message}") for each in skipped]
     if config.user is not None and pwd.getpwnam(config.user).pw_uid == 0:
         message = f"{config.user!r} may do everything, and so could who takes over a worker"
@@ -69,7 +77,7 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
         logfile=config.logfile and _absolute(config.logfile, directory),
         pidfile=config.pidfile and _absolute(config.pidfile, directory),
         metrics=config.metrics and metrics,
-        warnings=tuple(sorted([*config.warnings, *warnings], key=lambda problem: problem.origin.line)),
+        warnings=tuple(sorted([*config.warnings, *warnings], key=place)),
     )
 
 

@@ -18,6 +18,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fastfwd.config.endpoint import Service
 from fastfwd.config.forward import parse_forward
@@ -30,7 +31,7 @@ from fastfwd.model import AccessRule, Config, Forward, LogFormat, MetricsAddress
 MOST_WORKERS = 1024
 GUARDS = frozenset(
     {
-        *("allow", "deny", "user", "group"),
+        *("allow", "deny", "user", "group", "include"),
         *("max-connections", "max-connections-per-client", "max-udp-connections"),
     }
 )
@@ -53,7 +54,23 @@ LONGEST_SORRY = 1 << 20
 MOST_WRONG = 20
 """Errors of one list of patterns that are told."""
 
+SYSTEMS_TIMEOUT = 127
+"""Seconds that the kernel's own six repetitions of a SYN take (tcp(7), tcp_syn_retries)."""
+
+DEEPEST = 10
+"""Levels of files that include each other, as in rinetd-uv."""
+
+MOST_FILES = 10_000
+
+WITHOUT_MEANING = ("buffersize", "pool-min-free", "pool-max-free", "pool-trim-delay")
+"""Directives of rinetd-uv about its buffers."""
+
 ReadFile = Callable[[str], bytes]
+Matching = Callable[[str], list[str]]
+
+
+def _none(pattern: str) -> list[str]:
+    return []
 
 
 def _no_file(path: str) -> bytes:
@@ -70,7 +87,12 @@ class GuardProblem(Problem):
 
 
 def parse(
-    data: bytes, file: str, *, service: Service = socket.getservbyname, read_file: ReadFile = _no_file
+    data: bytes,
+    file: str,
+    *,
+    service: Service = socket.getservbyname,
+    read_file: ReadFile = _no_file,
+    matching: Matching = _none,
 ) -> tuple[Config, list[Problem]]:
     """Read a configuration.
 
@@ -78,8 +100,9 @@ def parse(
         data: the file's content.
         file: its name, for messages and origins.
         service: port number of a service name and a protocol, OSError for an unknown one.
-        read_file: content of another file that this one names (`allow @file`), OSError if it
-            cannot be read.
+        read_file: content of another file that this one names (`include`, `allow @file`),
+            OSError if it cannot be read.
+        matching: the files that a pattern of `include` matches, in order.
 
     Returns:
         The configuration made of the good lines, and every error in file order. Access
@@ -89,9 +112,8 @@ def parse(
         `logcommon` too).
         Access patterns are in `pattern.normalise`'s spelling.
     """
-    reader = _Reader(file, service, read_file)
-    for number, text in _lines(data):
-        reader.read(number, text)
+    reader = _Reader(file, service, read_file, matching)
+    reader.whole(file, data)
     return reader.config(), reader.problems
 
 
@@ -105,8 +127,11 @@ def _lines(data: bytes) -> Iterator[tuple[int, str]]:
 class _Reader:
     """One pass over the lines: collects settings, forwards and problems."""
 
-    def __init__(self, file: str, service: Service, read_file: ReadFile) -> None:
+    def __init__(self, file: str, service: Service, read_file: ReadFile, matching: Matching) -> None:
         self.file = file
+        self.files: list[str] = []
+        self.matching = matching
+        self.inside: list[str] = []
         self.service = service
         self.read_file = read_file
         self.problems: list[Problem] = []
@@ -121,8 +146,10 @@ class _Reader:
         self.directives: dict[str, Callable[[str], None]] = {
             "allow": lambda rest: self.access(rest, True),
             "deny": lambda rest: self.access(rest, False),
+            "include": self.include,
             "logfile": self.logfile,
             "pidlogfile": self.pidlogfile,
+            "pidfile": self.pidlogfile,
             "logcommon": self.logcommon,
             "logformat": self.logformat,
             "logduration": self.logduration,
@@ -137,7 +164,10 @@ class _Reader:
             "max-udp-connections": lambda rest: self.limit("max-udp-connections", "udp_connections", rest),
             "connect-timeout": lambda rest: self.time("connect-timeout", "connect_timeout", rest),
             "idle-timeout": lambda rest: self.time("idle-timeout", "idle_timeout", rest),
+            "listen-backlog": self.listen_backlog,
+            **{word: partial(self.without_meaning, word) for word in WITHOUT_MEANING},
             "dns-refresh": self.dns_refresh,
+            "dns-multi-ip-expand": self.dns_expand,
             "dns-multi-ip-proto": self.dns_family,
             "half-close-timeout": lambda rest: self.time("half-close-timeout", "half_close_timeout", rest),
         }
@@ -150,6 +180,7 @@ class _Reader:
             self.settings,
             forwards=forwards,
             rules=tuple(self.global_rules),
+            files=tuple(self.files),
             origins=self.origins,
             warnings=tuple(self.warnings),
         )
@@ -162,6 +193,68 @@ class _Reader:
 
     def warn(self, message: str) -> None:
         self.warnings.append(Problem(self.here, message))
+
+    def whole(self, path: str, data: bytes) -> None:
+        """Read all of a file, then go on where it was included."""
+        before, self.file = self.file, path
+        self.files.append(path)
+        self.inside.append(os.path.realpath(path))
+        for number, text in _lines(data):
+            self.read(number, text)
+        self.inside.pop()
+        self.file = before
+
+    def include(self, rest: str) -> None:
+        pattern = self.file_name(rest, self.breach)
+        if pattern is None:
+            return
+        here = self.here
+        found = self.matching(os.path.join(os.path.dirname(self.file), pattern))
+        if not found:
+            self.warn(f"no file matches {pattern!r}: nothing is included")
+        for path in found:
+            self.here = here
+            if os.path.realpath(path) in self.inside:
+                self.breach(f"expected a file that does not include itself, found {path!r}")
+            elif len(self.inside) > DEEPEST:
+                self.breach(f"expected at most {DEEPEST} levels of files in each other, found {path!r}")
+            elif len(self.files) >= MOST_FILES:
+                self.breach(f"expected at most {MOST_FILES} files, found {path!r}")
+            else:
+                try:
+                    data = self.read_file(path)
+                except OSError as error:
+                    self.breach(f"expected a file that can be read, found {path!r}: {error.strerror}")
+                else:
+                    self.whole(path, data)
+        self.here = here
+
+    def without_meaning(self, word: str, rest: str) -> None:
+        if self.argument(rest, "a value", self.wrong) is not None and word not in self.origins:
+            self.set(word)
+            self.warn(f"{word!r} means nothing here: buffers are the kernel's")
+
+    def listen_backlog(self, rest: str) -> None:
+        what = "a number from 1 to 65535"
+        word = self.argument(rest, what, self.wrong)
+        if word is None:
+            return
+        if re.fullmatch("0*[1-9][0-9]{0,4}", word) is None or int(word) > 65535:
+            self.wrong(expected(what, word))
+            return
+        self.set("listen-backlog")
+        self.settings = replace(self.settings, backlog=int(word))
+
+    def dns_expand(self, rest: str) -> None:
+        what = "'on' or 'off'"
+        word = self.argument(rest, what, self.wrong)
+        if word is None:
+            return
+        if word not in ("on", "off"):
+            self.wrong(expected(what, word))
+            return
+        self.set("dns-multi-ip-expand")
+        self.settings = replace(self.settings, dns_expand=word == "on")
 
     def read(self, number: int, text: str) -> None:
         self.here = Origin(self.file, number)
@@ -346,6 +439,8 @@ class _Reader:
         word = self.argument(rest, TIME, self.wrong)
         if word is None:
             return
+        if directive == "connect-timeout" and seconds(word, or_none=True) == 0:
+            word = f"{SYSTEMS_TIMEOUT}"  # as in rinetd-uv
         if (number := seconds(word)) is None:
             self.wrong(expected(TIME, word))
             return

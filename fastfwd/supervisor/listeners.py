@@ -63,10 +63,10 @@ class Listeners:
         self.slots = slots
         self.held: dict[str, list[socket.socket]] = {}
 
-    def open(self, wanted: Sequence[Place]) -> dict[str, list[socket.socket]]:
-        """Open the groups of `wanted` that are not held yet and return them; they are not
-        held before `commit`. All or nothing: raises ConfigError naming every line whose
-        address cannot be had."""
+    def open(self, wanted: Sequence[Place], backlog: int | None) -> dict[str, list[socket.socket]]:
+        """Open the groups of `wanted` that are not held yet and return them, with accept queues of
+        `backlog` (None: what the kernel allows); they are not held before `commit`. All or
+        nothing: raises ConfigError naming every line whose address cannot be had."""
         opened: dict[str, list[socket.socket]] = {}
         problems: list[Problem] = []
         for place in wanted:
@@ -93,7 +93,7 @@ class Listeners:
                 for place in wanted:
                     if place.forward.listen.protocol is Protocol.TCP:
                         for sock in opened.get(place.key, ()):
-                            sock.listen(BACKLOG)
+                            sock.listen(BACKLOG if backlog is None else backlog)
         except OSError as error:
             text = f"cannot listen on {place.forward.listen}: {error.strerror}"
             problems.append(Problem(place.forward.origin, text))

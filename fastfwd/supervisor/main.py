@@ -366,6 +366,7 @@ class Supervisor:
             host.ephemeral_ports(),
             config.limits,
             config.dns_family,
+            config.dns_expand,
         )
         child.channel.send({"op": "prepare", "table": table}, descriptors)
 

@@ -34,7 +34,7 @@ class Setup:
         line that asks for what cannot be had."""
         problems = []
         try:
-            self.opened = listeners.open(self.places)
+            self.opened = listeners.open(self.places, self.config.backlog)
         except ConfigError as error:
             problems += error.problems
         try:

@@ -100,13 +100,20 @@ CLOSED: Final = {
 class Target:
     """A backend as it is dialled: numeric addresses, changed when a name's do.
 
-    `family` is the only one of addresses that is dialled, None for both; `sources` are the local
-    addresses to dial from. `bound` without any of them says that the configuration names one that
-    could not be resolved: then nothing is dialled, since going out from another address
-    would be a security hole.
+    With `spread` each dial begins with the next address. `family` is the only one of addresses
+    that is dialled, None for both; `sources` are the local addresses to dial from. `bound`
+    without any of them says that the configuration names one that could not be resolved:
+    then nothing is dialled, since going out from another address would be a security hole.
     """
 
-    def __init__(self, backend: Backend, family: int | None, options: Sequence[SocketOption] = ()) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        family: int | None,
+        options: Sequence[SocketOption] = (),
+        *,
+        spread: bool = False,
+    ) -> None:
         self.host = backend.endpoint.host
         self.port = backend.endpoint.port
         self.family = family
@@ -115,6 +122,7 @@ class Target:
         self.addresses: list[Address] = []
         self.sources: list[Address] = []
         self.self_connect = False
+        self.spread = spread
         self.failures = 0
         """Dials that have failed since one succeeded."""
         self._resolved: dict[str, Sequence[Address]] = {}
@@ -208,6 +216,7 @@ class Dial:
     """A client on its way to its backend. Ready to be a key of a TimerQueue."""
 
     __slots__ = (
+        "_addresses",
         "_dialled",
         "_next",
         "_opened",
@@ -241,6 +250,8 @@ class Dial:
         self.backend: Socket | None = None
         self.backend_fd = -1
         self.address: Address | None = None
+        self._addresses: list[Address] | None = None
+        """Those of the target when the dial began; they are tried in order."""
         self._dialled = 0.0
         self._next = 0
         self._opened = False
@@ -253,9 +264,14 @@ class Dial:
         listener = self.listener
         worker = listener.worker
         target = listener.target
+        addresses = self._addresses
+        if addresses is None:
+            if target.spread and len(target.addresses) > 1:
+                target.addresses = [*target.addresses[1:], target.addresses[0]]
+            addresses = self._addresses = target.addresses
         outcome = Outcome.LOCAL_CONNECT_FAILED
-        while self._next < len(target.addresses):
-            address = self.address = target.addresses[self._next]
+        while self._next < len(addresses):
+            address = self.address = addresses[self._next]
             self._next += 1
             try:
                 backend = Socket(address.family, STREAM, 0)
@@ -306,7 +322,7 @@ class Dial:
             self._dialled = worker.loop.now
             worker.patience.add(self, self._dialled)
             return None
-        if not target.addresses:
+        if not addresses:
             self._count(ForwardCell.CONNECTS, ForwardCell.RESOLVE)
         if self._another_backend():
             return self.attempt()
@@ -380,6 +396,7 @@ class Dial:
         other.row[ForwardCell.ACCEPTED] += 1
         listener.row[ForwardCell.CLOSED_MOVED] += 1
         self.listener = other
+        self._addresses = None
         self._next = 0
         return True
 

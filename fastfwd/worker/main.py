@@ -104,6 +104,7 @@ class Table:
     ephemeral: range
     limits: Limits
     family: int | None
+    spread: bool
 
 
 Listeners = dict[str, Listener | UdpListener]
@@ -323,7 +324,7 @@ class Worker:
     def _end(self, forward: Forward, row: int, table: Table) -> tuple[Target, memoryview, Callable[[], int]]:
         """What is the (first) backend's of a forward, whose row has that number: its target, this slot's
         row, and what counts its connections."""
-        target = Target(forward.backends[0], table.family, dial_options(forward))
+        target = Target(forward.backends[0], table.family, dial_options(forward), spread=table.spread)
         target.update(table.hosts)
         # Only a target among the kernel's own source ports can be dialled by itself.
         target.self_connect = forward.original_port or target.port in table.ephemeral

@@ -286,7 +286,7 @@ class Serving:
         address = Address(socket.AF_INET, "127.0.0.1")
         self.places = places(self.config, {"127.0.0.1": [address]})
         self.listeners = Listeners(SLOTS)
-        self.listeners.commit(self.places, self.listeners.open(self.places))
+        self.listeners.commit(self.places, self.listeners.open(self.places, None))
         self.clients: list[socket.socket] = []
 
     def call(self, count: int, place: int = 0) -> None:
