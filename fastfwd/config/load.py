@@ -41,9 +41,7 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
     Raises:
         ConfigError: with every problem in file order.
     """
-    config, problems = parse(
-        _read(path), path, read_file=_content, matching=lambda pattern: sorted(glob(pattern))
-    )
+    config, problems = _parsed(path)
     order = {file: number for number, file in enumerate(config.files)}
 
     def place(problem: Problem) -> tuple[int, int]:
@@ -84,7 +82,7 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
 def metrics_address(path: str) -> MetricsAddress | None:
     """Where the exporter of a running program listens, as its file says, which may have errors
     elsewhere by now. Raises ConfigError when it cannot be read."""
-    metrics = parse(_read(path), path)[0].metrics
+    metrics = _parsed(path)[0].metrics
     return metrics and _absolute_metrics(metrics, None)
 
 
@@ -94,6 +92,19 @@ def _absolute(name: str, directory: str | None) -> str:
 
 def _absolute_metrics(metrics: MetricsAddress, directory: str | None) -> MetricsAddress:
     return metrics if metrics.path is None else MetricsAddress(path=_absolute(metrics.path, directory))
+
+
+def _parsed(path: str) -> tuple[Config, list[Problem]]:
+    data = _read(path)
+    if not path.endswith((".yaml", ".yml")):
+        return parse(data, path, read_file=_content, matching=_matching)
+    from fastfwd.config.structured import parse_yaml  # noqa: PLC0415  # the other language
+
+    return parse_yaml(data, path, read_file=_content, matching=_matching)
+
+
+def _matching(pattern: str) -> list[str]:
+    return sorted(glob(pattern))
 
 
 def _content(path: str) -> bytes:

@@ -112,7 +112,7 @@ def parse(
         `logcommon` too).
         Access patterns are in `pattern.normalise`'s spelling.
     """
-    reader = _Reader(file, service, read_file, matching)
+    reader = Reader(file, service, read_file, matching)
     reader.whole(file, data)
     return reader.config(), reader.problems
 
@@ -124,7 +124,7 @@ def _lines(data: bytes) -> Iterator[tuple[int, str]]:
             yield number, part.decode("utf-8", "surrogateescape")
 
 
-class _Reader:
+class Reader:
     """One pass over the lines: collects settings, forwards and problems."""
 
     def __init__(self, file: str, service: Service, read_file: ReadFile, matching: Matching) -> None:
