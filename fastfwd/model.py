@@ -7,8 +7,12 @@ package may import this module; it imports nothing of ours and never will.
 from __future__ import annotations
 
 import enum
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+
+UNIX = "unix:"
+"""How the address of a Unix socket begins."""
 
 
 class Protocol(enum.Enum):
@@ -107,7 +111,8 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Address:
-    """A numeric address: `family` is AF_INET or AF_INET6, `text` the form that inet_ntop(3) writes."""
+    """A numeric address: `family` is AF_INET or AF_INET6, `text` the form that inet_ntop(3) writes. Or
+    a Unix socket: AF_UNIX and its path, `@name` in the abstract namespace."""
 
     family: int
     text: str
@@ -116,7 +121,9 @@ class Address:
         return self.text
 
     def at(self, port: int) -> str:
-        """`address:port`, IPv6 addresses in brackets (RFC 3986, 3.2.2)."""
+        """`address:port`, IPv6 addresses in brackets (RFC 3986, 3.2.2); `unix:path`."""
+        if self.family == socket.AF_UNIX:
+            return f"{UNIX}{self.text}"
         return f"[{self.text}]:{port}" if ":" in self.text else f"{self.text}:{port}"
 
 
@@ -124,12 +131,18 @@ class Address:
 class Endpoint:
     """One side of a forward as written: the host (square brackets taken off), the
     port as a number 0..65535 (a service name is looked up while parsing; 0 asks the
-    kernel for any free port), the transport, and the last port where it is a range."""
+    kernel for any free port), the transport, and the last port where it is a range. A
+    Unix socket has the host `unix:PATH`, port 0, and what TCP has."""
 
     host: str
     port: int
     protocol: Protocol
     last: int | None = None
+
+    @property
+    def unix(self) -> bool:
+        """Whether it is a Unix socket."""
+        return self.host.startswith(UNIX)
 
     @property
     def ports(self) -> range:
@@ -141,6 +154,8 @@ class Endpoint:
         return replace(self, port=port, last=None)
 
     def __str__(self) -> str:
+        if self.unix:
+            return self.host
         host = f"[{self.host}]" if ":" in self.host else self.host
         ports = self.port if self.last is None else f"{self.port}-{self.last}"
         return f"{host}:{ports}/{self.protocol.value}"
@@ -197,6 +212,8 @@ class Forward:
     its backend, up to `affinity_entries` of them. `sorry` is what a client is sent if none can be
     reached.
 
+    `mode` are the rights of the file of a Unix socket that it listens on.
+
     How it dials: `connect_timeout` in place of the configuration's, `keepalive`, from `device`,
     with the packet `mark`, with the code point `dscp`, from an address that is not here yet
     (`freebind`). `max_rate` is the most bytes per second of a session, in each direction;
@@ -227,6 +244,7 @@ class Forward:
     connection_rate: Rate | None = None
     client_rate: Rate | None = None
     sorry: bytes = b""
+    mode: int = 0o660
 
     @property
     def target(self) -> Endpoint:

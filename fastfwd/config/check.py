@@ -76,6 +76,8 @@ def _unmapped(address: Address) -> Address:
 
 def _wildcards(address: Address) -> tuple[Address, ...]:
     """What else a listener may be bound to that takes in `address`; `::` is dual-stack in rinetd."""
+    if address.family == socket.AF_UNIX:
+        return ()
     return (_ANY4, _ANY6) if address.family == socket.AF_INET else (_ANY6,)
 
 
@@ -107,7 +109,7 @@ def _conflicts(config: Config, addresses: Addresses) -> Iterator[Problem]:
     told: set[tuple[Origin, Origin]] = set()
     for forward in _parts(config):
         listen = forward.listen
-        if listen.port == 0:
+        if listen.port == 0 and not listen.unix:
             continue
         # A name that is not resolved yet still clashes with itself.
         key = _listening(forward, addresses) or listen.host.lower()
@@ -196,7 +198,7 @@ def _following(forwards: Sequence[Forward], addresses: Addresses, is_local: IsLo
     listeners: dict[tuple[Protocol, int], dict[Address, int]] = {}
     for index, forward in enumerate(forwards):
         address = _listening(forward, addresses)
-        if address is not None and forward.listen.port != 0:
+        if address is not None and (forward.listen.port != 0 or forward.listen.unix):
             near = listeners.setdefault((forward.listen.protocol, forward.listen.port), {})
             near.setdefault(address, index)
     following = []

@@ -6,6 +6,7 @@ DNS: a host may stay a name.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Callable
@@ -13,7 +14,10 @@ from typing import Final
 
 from fastfwd.config.resolve import numeric
 from fastfwd.config.wording import expected
-from fastfwd.model import Endpoint, Protocol
+from fastfwd.model import UNIX, Endpoint, Protocol
+
+LONGEST_PATH: Final = 107
+"""Bytes of sun_path without its NUL, unix(7)."""
 
 LONGEST_NAME: Final = 253
 """Characters of a host name, RFC 1123 with RFC 1035 section 2.3.4."""
@@ -30,6 +34,16 @@ Service = Callable[[str, str], int]
 def endpoint(host: str, port: str, service: Service, wrong: Say, warn: Say) -> Endpoint:
     """A host and a port, or a range of ports, with its `/tcp` or `/udp`. Errors are told to `wrong`."""
     return Endpoint(host_of(host, wrong, warn), *ports(port, service, wrong))
+
+
+def unix(text: str, wrong: Say) -> Endpoint:
+    """`unix:/path` or `unix:@name`. Errors are told to `wrong`."""
+    path = text.removeprefix(UNIX)
+    if len(path) < 2 or path[0] not in "/@":
+        wrong(expected("'unix:/absolute/path' or 'unix:@name'", text))
+    elif len(os.fsencode(path)) > LONGEST_PATH:
+        wrong(expected(f"a path of at most {LONGEST_PATH} bytes (unix(7))", path))
+    return Endpoint(text, 0, Protocol.TCP)
 
 
 def host_of(text: str, wrong: Say, warn: Say) -> str:

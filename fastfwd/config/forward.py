@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fastfwd.config.endpoint import Say, Service, endpoint
+from fastfwd.config.endpoint import Say, Service, endpoint, unix
 from fastfwd.config.options import options, pairs
 from fastfwd.config.wording import expected, quote
-from fastfwd.model import Backend, Endpoint, Forward, Origin, Protocol
+from fastfwd.model import UNIX, Backend, Endpoint, Forward, Origin, Protocol
 
 Sorry = Callable[[str], bytes]
 
@@ -23,6 +23,7 @@ MOST_BACKENDS = 256
 HEAVIEST = 100
 
 _FIELDS = re.compile(r"([^ \t]+)[ \t]+([^ \t]+)[ \t]+([^ \t]+)[ \t]+([^ \t\[]+)[ \t]*(.*)", re.DOTALL)
+_NO_PORT = re.compile(r"((?:^|(?<=[ \t]))unix:[^ \t]+)")
 # One of several backends: a host, perhaps with a port of its own, perhaps with a weight.
 _BACKEND = re.compile(r"(\[[^\]]*\]|[^*:]*|[^*]*:[^*]*:[^*]*?)(?::([^*:]+))?(?:\*([0-9]+))?")
 
@@ -45,14 +46,17 @@ def parse_forward(
         warn: called with every warning's message.
     """
     errors: list[str] = []
-    fields = _FIELDS.fullmatch(text)
+    fields = _FIELDS.fullmatch(_spaced(text))
     if fields is None:
         errors.append(f"expected 'bindaddress bindport connectaddress connectport', found {_shape(text)}")
         forward = None
     else:
         bind_host, bind_port, targets, target_port, rest = fields.groups()
         say = errors.append
-        listen = endpoint(bind_host, bind_port, service, say, warn)
+        if bind_host.startswith(UNIX):
+            listen = unix(bind_host, say)
+        else:
+            listen = endpoint(bind_host, bind_port, service, say, warn)
         ends = _backends(targets, target_port, service, say, warn)
         found = options(pairs(rest, say), say, warn)
         forward = assembled(listen, ends, origin, found, say, warn)
@@ -97,6 +101,10 @@ def assembled(
 
 def _wrong_together(forward: Forward, found: dict[str, Any], wrong: Say) -> None:
     listen = forward.listen
+    if "mode" in found and not listen.unix:
+        wrong("expected 'mode' with a Unix socket to listen on")
+    if listen.unix and forward.rules:
+        wrong("expected no rules for a Unix socket: its file's mode says who may connect")
     if forward.original_port:
         if listen.protocol is Protocol.UDP:
             wrong("expected 'port=original' with TCP only: of a redirected datagram nobody tells the port")
@@ -124,11 +132,21 @@ def _wrong_together(forward: Forward, found: dict[str, Any], wrong: Say) -> None
         wrong(expected("each backend once (a weight says how often: 'host*3')", twice))
 
 
+def _spaced(text: str) -> str:
+    """A line with a Unix socket, which has no port, as one with four fields."""
+    return _NO_PORT.sub(r"\1 -", text) if UNIX in text else text
+
+
 def _backends(text: str, port: str, service: Service, wrong: Say, warn: Say) -> list[Backend]:
+    if text.startswith(UNIX) and "," not in text:
+        return [Backend(unix(text, wrong))]
     if "," not in text and "*" not in text:
         return [Backend(endpoint(text, port, service, wrong, warn))]
     found = []
     for word in text.split(","):
+        if word.startswith(UNIX):
+            found.append(Backend(unix(word, wrong)))
+            continue
         match = _BACKEND.fullmatch(word)
         if match is None or not match[1]:
             wrong(expected("a backend 'host', 'host:port' or 'host*weight'", word))

@@ -15,7 +15,8 @@ from dataclasses import replace
 from glob import glob
 
 from fastfwd.config.check import check
-from fastfwd.config.parse import LONGEST_PATH, GuardProblem, parse
+from fastfwd.config.endpoint import LONGEST_PATH
+from fastfwd.config.parse import GuardProblem, parse
 from fastfwd.config.resolve import is_local
 from fastfwd.config.wording import expected
 from fastfwd.model import Config, ConfigError, MetricsAddress, Origin, Problem

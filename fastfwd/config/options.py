@@ -173,6 +173,12 @@ def _device(value: str) -> str:
     return value
 
 
+def _mode(value: str) -> int:
+    if not re.fullmatch("0?[0-7]{3}", value):
+        raise ValueError("a file's mode in octal, such as 0660")
+    return int(value, 8)
+
+
 def _path(value: str) -> str:
     if not value:
         raise ValueError("the name of a file")
@@ -204,5 +210,6 @@ OPTIONS: Final = {
     "mark": Option("mark", _number(1, 2**32 - 1)),
     "dscp": Option("dscp", _number(0, 63)),
     "freebind": Option("freebind", _SWITCH),
+    "mode": Option("mode", _mode),
     "sorry-file": Option("sorry_file", _path),
 }

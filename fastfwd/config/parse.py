@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from fastfwd.config.endpoint import Service
+from fastfwd.config.endpoint import LONGEST_PATH, Service
 from fastfwd.config.forward import parse_forward
 from fastfwd.config.number import AMOUNT, NO_TIME, TIME, amount, seconds
 from fastfwd.config.pattern import is_pattern, network, never_matches, normalise
@@ -36,13 +36,13 @@ GUARDS = frozenset(
     }
 )
 FAMILIES: dict[str, int | None] = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "any": None}
-LONGEST_PATH = 107  # bytes of sun_path without its NUL, unix(7)
 
 _BLANKS = " \t"
 _FIRST_WORD = re.compile(r"[^ \t#]*")
 _FORWARD = re.compile(r"[^ \t#]+[ \t]+[0-9]+(?:-[0-9]+)?(?:/tcp|/udp)?[ \t]+[^ \t#]+[ \t]+[^ \t#]")
 # Three fields are a forward that lacks one; fewer are something else, and the forward above stays current.
 _MEANS_FORWARD = re.compile(r"[^ \t]+[ \t]+[^ \t]+[ \t]+[^ \t]")
+_UNIX = re.compile(r"unix:|[^ \t]+[ \t]+[^ \t]+[ \t]+unix:")
 _FILE_NAME = re.compile(r'(?:"([^"]+)"|([^ \t]+))(.*)', re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _CONTROL_NAMES = {"\r": "a lone carriage return", "\f": "a form feed", "\v": "a vertical tab"}
@@ -274,7 +274,7 @@ class Reader:
         if body.startswith(";"):
             self.wrong(expected("'#' before a comment", body))
             return
-        complete = _MEANS_FORWARD.match(body) is not None
+        complete = _MEANS_FORWARD.match(body) is not None or _UNIX.match(body) is not None
         meant = None if complete else _directive_meant(word, self.directives)
         if meant is not None:
             say = self.breach if meant in GUARDS else self.wrong

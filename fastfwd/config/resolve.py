@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import socket
 
-from fastfwd.model import Address, Config
+from fastfwd.model import UNIX, Address, Config
 
 _DOTTED = re.compile(r"[0-9]+(?:\.[0-9]+){3}")
 _NO_SUCH_NAME = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
@@ -36,8 +36,11 @@ def numeric(host: str) -> Address | None:
 
     Args:
         host: as in a forward, square brackets already taken off. `0` is 0.0.0.0, as
-            in rinetd(8); a dotted number with a leading 0 is octal, as in inet_aton(3).
+            in rinetd(8); a dotted number with a leading 0 is octal, as in inet_aton(3);
+            `unix:PATH` is a socket of this host.
     """
+    if host.startswith(UNIX):
+        return Address(socket.AF_UNIX, host.removeprefix(UNIX))
     if host == "0":
         return Address(socket.AF_INET, "0.0.0.0")
     try:

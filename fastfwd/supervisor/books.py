@@ -152,6 +152,8 @@ class Books:
                 if listener.type == socket.SOCK_DGRAM:
                     lost[number, slot] = lost.get((number, slot), 0) + drops(listener)
                     continue
+                if listener.family == socket.AF_UNIX:
+                    continue  # the kernel does not tell
                 length, limit = queue(listener)
                 others = found.get((number, slot), (0, 0))
                 found[number, slot] = length + others[0], limit + others[1]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastfwd.model import Address, Config, ConfigError, Endpoint, Forward, Problem, Protocol
+from fastfwd.supervisor.unixsocket import UnixListener, open_unix
 from fastfwd.worker.dial import NO_ROOM, tune
 from fastfwd.worker.udp import ask_for_address, is_any
 
@@ -62,6 +63,7 @@ class Listeners:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.held: dict[str, list[socket.socket]] = {}
+        self._files: dict[str, UnixListener] = {}
 
     def open(self, wanted: Sequence[Place], backlog: int | None) -> dict[str, list[socket.socket]]:
         """Open the groups of `wanted` that are not held yet and return them, with accept queues of
@@ -73,6 +75,9 @@ class Listeners:
             if place.key in self.held:
                 continue
             try:
+                if place.address.family == socket.AF_UNIX:
+                    opened[place.key] = self._open_unix(place, backlog)
+                    continue
                 try:
                     group = self._bind(place, join=False)
                 except OSError as error:
@@ -91,14 +96,14 @@ class Listeners:
         try:
             if not problems:
                 for place in wanted:
-                    if place.forward.listen.protocol is Protocol.TCP:
+                    if place.forward.listen.protocol is Protocol.TCP and not place.forward.listen.unix:
                         for sock in opened.get(place.key, ()):
                             sock.listen(BACKLOG if backlog is None else backlog)
         except OSError as error:
             text = f"cannot listen on {place.forward.listen}: {error.strerror}"
             problems.append(Problem(place.forward.origin, text))
         if problems:
-            close(opened)
+            self._close(opened)
             raise ConfigError(problems)
         return opened
 
@@ -107,13 +112,30 @@ class Listeners:
         be told afterwards: each empties its queue before it closes the last copy."""
         keys = {place.key for place in wanted}
         self.held.update(opened)
-        close({key: group for key, group in self.held.items() if key not in keys})
+        self._close({key: group for key, group in self.held.items() if key not in keys})
         self.held = {key: group for key, group in self.held.items() if key in keys}
 
     def close(self) -> None:
         """Close everything."""
+        self._close(self.held)
+        self.held = {}
+
+    def abandon(self) -> None:
+        """In a new child: let go of everything, which is the supervisor's still."""
         close(self.held)
         self.held = {}
+
+    def _close(self, groups: Mapping[str, Sequence[socket.socket]]) -> None:
+        for key in groups:
+            if (unix := self._files.pop(key, None)) is not None:
+                unix.remove()
+        close(groups)
+
+    def _open_unix(self, place: Place, backlog: int | None) -> list[socket.socket]:
+        # There is no group of such sockets: all slots accept from the same queue.
+        longest = BACKLOG if backlog is None else backlog
+        unix = self._files[place.key] = open_unix(place.address.text, place.forward.mode, longest)
+        return [unix.sock] * self.slots
 
     def _ours(self, listen: Endpoint) -> bool:
         kind = KINDS[listen.protocol]

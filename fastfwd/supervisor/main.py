@@ -601,7 +601,7 @@ class Supervisor:
             os.setsid()
         host.let_go()
         self.signals.abandon()
-        self.listeners.close()
+        self.listeners.abandon()
         if self._pidfile is not None:
             self._pidfile.abandon()
         self.metrics.abandon()

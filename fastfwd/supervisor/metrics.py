@@ -8,10 +8,7 @@ at every reload. It must never answer a client itself.
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +16,7 @@ from typing import Final
 from fastfwd.model import Address, Config, ConfigError, MetricsAddress, Problem
 from fastfwd.observe import PAGE
 from fastfwd.supervisor.listeners import bind
+from fastfwd.supervisor.unixsocket import UnixListener, open_unix
 
 BACKLOG: Final = 128
 
@@ -26,12 +24,12 @@ BACKLOG: Final = 128
 @dataclass(frozen=True, slots=True)
 class Opened:
     """What a configuration's `metrics` needs: the `sock`, None when the one held already is
-    it; the status page; for a Unix socket the `inode` it has made."""
+    it; the status page; the `unix` socket, if it is one."""
 
     address: MetricsAddress
     sock: socket.socket | None
     page: bytes
-    inode: tuple[int, int] | None = None
+    unix: UnixListener | None = None
 
 
 class MetricsPort:
@@ -41,7 +39,7 @@ class MetricsPort:
         self.sock: socket.socket | None = None
         self.page = b""
         self._address: MetricsAddress | None = None
-        self._inode: tuple[int, int] | None = None
+        self._unix: UnixListener | None = None
 
     @property
     def url(self) -> str:
@@ -65,11 +63,14 @@ class MetricsPort:
             text = f"cannot read the status page {PAGE}: {error.strerror}"
             raise ConfigError([Problem(config.origin("metrics"), text)]) from None
         if address == self._address and self._in_place():
-            return Opened(address, None, page, self._inode)
+            return Opened(address, None, page, self._unix)
         try:
             if address.path is None:
                 return Opened(address, self._listen(address), page)
-            return Opened(address, *_listen_unix(address.path, page))
+            # Whoever reaches the directory may ask, as everybody on this host may ask a
+            # loopback port; no client's address is in the answer.
+            unix = open_unix(address.path, 0o666, BACKLOG)
+            return Opened(address, unix.sock, page, unix)
         except OSError as error:
             text = f"cannot serve metrics on {address}: {error.strerror or error}"
             raise ConfigError([Problem(config.origin("metrics"), text)]) from None
@@ -84,30 +85,24 @@ class MetricsPort:
         self.close()
         if opened is not None:
             self.sock, self.page, self._address = opened.sock, opened.page, opened.address
-            self._inode = opened.inode
+            self._unix = opened.unix
         return changed
 
     def close(self) -> None:
         """Close the socket, and remove it from the file system if it is there still."""
-        if self._address is not None and self._address.path is not None and self._inode is not None:
-            _remove(self._address.path, self._inode)
+        if self._unix is not None:
+            self._unix.remove()
         self.abandon()
 
     def abandon(self) -> None:
         """Let go of the socket in a new child, whose closing it means nothing."""
         if self.sock is not None:
             self.sock.close()
-        self.sock = self._address = self._inode = None
+        self.sock = self._address = self._unix = None
 
     def _in_place(self) -> bool:
         """Whether clients still find the socket: somebody may have removed a Unix socket's file."""
-        assert self._address is not None
-        if self._address.path is None:
-            return True
-        try:
-            return _inode(self._address.path) == self._inode
-        except OSError:
-            return False
+        return self._unix is None or self._unix.in_place()
 
     def _listen(self, address: MetricsAddress) -> socket.socket:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -127,49 +122,5 @@ def discard(opened: Opened | None) -> None:
     """Close what was opened and is not wanted after all."""
     if opened is not None and opened.sock is not None:
         opened.sock.close()
-        if opened.address.path is not None and opened.inode is not None:
-            _remove(opened.address.path, opened.inode)
-
-
-def _listen_unix(path: str, page: bytes) -> tuple[socket.socket, bytes, tuple[int, int]]:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _make_room(path)
-        sock.setblocking(False)
-        sock.bind(path)
-        # Whoever reaches the directory may ask, as everybody on this host may ask a
-        # loopback port; no client's address is in the answer.
-        os.chmod(path, 0o666)
-        sock.listen(BACKLOG)
-        return sock, page, _inode(path)
-    except OSError:
-        sock.close()
-        raise
-
-
-def _make_room(path: str) -> None:
-    """Remove a socket that nobody listens on any more. Raises OSError for anything else."""
-    try:
-        kind = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(kind):
-        raise OSError(errno.EEXIST, "there is something else than a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        if probe.connect_ex(path) != errno.ECONNREFUSED:
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    os.unlink(path)
-
-
-def _inode(path: str) -> tuple[int, int]:
-    found = os.lstat(path)
-    return found.st_dev, found.st_ino
-
-
-def _remove(path: str, inode: tuple[int, int]) -> None:
-    try:
-        if _inode(path) == inode:
-            os.unlink(path)
-    except OSError:  # gone already, or in a directory we may not write to: nothing is lost
-        pass
+        if opened.unix is not None:
+            opened.unix.remove()

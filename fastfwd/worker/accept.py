@@ -21,6 +21,7 @@ from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import ForwardCell
 from fastfwd.worker.access import Judge
 from fastfwd.worker.dial import NO_ROOM, STREAM, Dial, Target, client_options, dial_options
+from fastfwd.worker.limits import LOCAL
 
 if TYPE_CHECKING:
     from fastfwd.worker.balance import Balancer
@@ -70,6 +71,7 @@ class Listener:
         self.worker = worker
         self.forward = forward
         self.sock = sock
+        self.local = forward.listen.unix
         self.judge = judge
         self.rates = rates
         self.balancer: Balancer[Listener] | None = None
@@ -103,6 +105,8 @@ class Listener:
                 continue
             os.set_blocking(descriptor, False)
             client = Socket(self.sock.family, STREAM, 0, descriptor)
+            if self.local:
+                peer = LOCAL, 0
             address: str = peer[0]
             if len(peer) == 4 and peer[3]:  # a link-local client: rinetd shows its zone too
                 address = f"{address}%{zone(peer[3])}"

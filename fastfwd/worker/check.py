@@ -56,7 +56,7 @@ class Check:
             return  # no descriptor is no news of the backend
         try:
             target.prepare(sock, address)
-            code = sock.connect_ex((address.text, target.port))
+            code = sock.connect_ex(target.at(address))
             if code not in (0, errno.EINPROGRESS):
                 raise OSError(code, "")
             self._worker.loop.watch(sock.fileno(), select.EPOLLOUT, self._answer)

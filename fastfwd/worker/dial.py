@@ -32,6 +32,7 @@ PATIENCE: Final = 1.0
 """Seconds a dial may take before its client is registered with epoll: most never are,
 which saves a wake-up per connection."""
 
+AF_UNIX: Final = socket.AF_UNIX
 STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 CONNECTING: Final = READ | select.EPOLLOUT
 FAILED: Final = select.EPOLLERR | select.EPOLLHUP
@@ -136,10 +137,16 @@ class Target:
             self._resolved.update({host: hosts[host] for host in self.bound if host in hosts})
             self.sources = [each for host in self.bound for each in self._resolved.get(host, ())]
 
+    def at(self, address: Address) -> tuple[str, int] | str:
+        """What connect(2) calls this target's port at one of its addresses."""
+        if address.family == AF_UNIX:
+            return f"\0{address.text[1:]}" if address.text.startswith("@") else address.text
+        return address.text, self.port
+
     def prepare(self, backend: Socket, address: Address) -> None:
         """Give `backend` its options and its source for dialling `address`. Raises OSError."""
         for option in self.options:
-            if option[0] != _OTHER_LEVEL[address.family]:
+            if option[0] != _OTHER_LEVEL.get(address.family, option[0]):
                 backend.setsockopt(*option)
         if self.bound:
             self._bind(backend, address)
@@ -282,17 +289,18 @@ class Dial:
                 self._count(ForwardCell.CONNECTS, ForwardCell.LOCAL)
                 continue
             try:
-                tune(backend)
+                if address.family != AF_UNIX:
+                    tune(backend)
                 if target.options or target.bound:
                     target.prepare(backend, address)
-                if ioctl(self.client_fd, FIONREAD, NOTHING) != NOTHING:
+                if address.family != AF_UNIX and ioctl(self.client_fd, FIONREAD, NOTHING) != NOTHING:
                     # The client has spoken: the last ACK of the handshake can go out with
                     # its words (tcp(7), TCP_QUICKACK). A packet less, and a backend that
                     # is woken once instead of twice: 6 of 70 µs per connection. Without
                     # those words it would wait for 200 ms, and so would a backend that
                     # speaks first.
                     backend.setsockopt(IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-                code = backend.connect_ex((address.text, target.port))
+                code = backend.connect_ex(target.at(address))
                 if code == errno.EADDRNOTAVAIL and len(target.sources) > 1:
                     code = target.from_another_source(backend, address)
             except OSError:

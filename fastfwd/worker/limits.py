@@ -32,6 +32,9 @@ what is used becomes memory."""
 
 ACCEPTED: Final = int(ForwardCell.ACCEPTED)
 
+LOCAL: Final = "unix"
+"""What all clients of Unix sockets are called. They are of this host, and count as one."""
+
 MAPPED: Final = bytes(10) + b"\xff\xff"
 """An IPv4 address as an IPv6 one (RFC 4291, 2.5.5.2)."""
 
@@ -39,6 +42,8 @@ MAPPED: Final = bytes(10) + b"\xff\xff"
 def key(client: str) -> bytes:
     """Whom a numeric address counts as: an IPv4 address as itself, mapped or not; an IPv6 address as
     its /64, which is what a single host is given (RFC 6177, RFC 7421)."""
+    if client == LOCAL:
+        return LOCAL.encode().ljust(KEY, b"\0")
     if ":" not in client:
         return MAPPED + socket.inet_pton(socket.AF_INET, client)
     packed = socket.inet_pton(socket.AF_INET6, client.partition("%")[0])

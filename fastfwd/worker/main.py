@@ -305,7 +305,8 @@ class Worker:
 
     def _listener(self, entry: Entry, sock: Socket, table: Table) -> Listener | UdpListener:
         forward = entry.forward
-        judge = compile_rules((table.rules, forward.rules))
+        # Rules are about addresses; who may connect to a Unix socket its file says.
+        judge = None if forward.listen.unix else compile_rules((table.rules, forward.rules))
         rates = None
         if forward.connection_rate is not None or forward.client_rate is not None:
             rates = Rates(self.census.recall, entry.row, forward.connection_rate, forward.client_rate)
@@ -529,7 +530,9 @@ class Worker:
         if self._paused.due:
             return
         try:
-            self.loop.watch(listener.sock.fileno(), select.EPOLLIN, listener.event)
+            # The workers share a Unix socket's queue: a client wakes one of them.
+            shared = select.EPOLLEXCLUSIVE if listener.forward.listen.unix else 0
+            self.loop.watch(listener.sock.fileno(), select.EPOLLIN | shared, listener.event)
         except OSError as error:  # ENOMEM; ENOSPC: fs.epoll.max_user_watches
             self.pause(error)
 

@@ -423,7 +423,9 @@ def finished(sock: Socket, taken: int) -> bool:
     """Whether the peer of `sock`, from which `taken` bytes were read, has sent its FIN, also before a
     reset: then what is left to read is complete. No errno tells. EPIPE means that, or that
     splice(2), after some bytes, has met ECONNRESET and kept it to itself. But a FIN counts as a
-    byte received (RFC 9293, 3.4; tcp(7), TCP_INFO)."""
+    byte received (RFC 9293, 3.4; tcp(7), TCP_INFO). A Unix socket's errors are the peer's own."""
+    if sock.family == socket.AF_UNIX:
+        return True
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED.size)
     received: int = BYTES_RECEIVED.unpack(info)[0]
     waiting: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0]

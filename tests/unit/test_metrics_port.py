@@ -493,8 +493,9 @@ def test_what_is_opened_says_what_is_new(port: MetricsPort, tmp_path: Path) -> N
     assert isinstance(opened, Opened)
     assert opened.sock is not None
     found = os.lstat(tmp_path / "x")
-    assert opened.inode == (found.st_dev, found.st_ino)
+    assert opened.unix is not None
+    assert opened.unix.inode == (found.st_dev, found.st_ino)
     port.commit(opened)
     again = port.open(config(unix(tmp_path / "x")))
     assert again is not None
-    assert (again.sock, again.inode) == (None, opened.inode)
+    assert (again.sock, again.unix) == (None, opened.unix)
