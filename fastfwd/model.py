@@ -324,6 +324,8 @@ class Config:
     next reload), `dns_family` the only family of addresses to dial, None for both,
     `dns_expand` whether connections are spread over all addresses of a name; `backlog` is
     the longest accept queue, None for what the kernel allows; `files` are all that were read;
+    `statusfile` is written every `status_interval` seconds, in JSON unless `status_text`, and a
+    line of statistics every `stats_interval` (0: never);
     `warnings` are for the operator and stop nothing.
     """
 
@@ -343,6 +345,10 @@ class Config:
     dns_family: int | None = None
     dns_expand: bool = False
     backlog: int | None = None
+    statusfile: str | None = None
+    status_interval: int = 30
+    status_text: bool = False
+    stats_interval: int = 0
     files: tuple[str, ...] = ()
     origins: dict[str, Origin] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()

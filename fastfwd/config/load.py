@@ -75,6 +75,7 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
         config,
         logfile=config.logfile and _absolute(config.logfile, directory),
         pidfile=config.pidfile and _absolute(config.pidfile, directory),
+        statusfile=config.statusfile and _absolute(config.statusfile, directory),
         metrics=config.metrics and metrics,
         warnings=tuple(sorted([*config.warnings, *warnings], key=place)),
     )

@@ -165,6 +165,10 @@ class Reader:
             "connect-timeout": lambda rest: self.time("connect-timeout", "connect_timeout", rest),
             "idle-timeout": lambda rest: self.time("idle-timeout", "idle_timeout", rest),
             "listen-backlog": self.listen_backlog,
+            "statusfile": self.statusfile,
+            "statusinterval": self.statusinterval,
+            "statsloginterval": self.statsloginterval,
+            "statusformat": self.statusformat,
             **{word: partial(self.without_meaning, word) for word in WITHOUT_MEANING},
             "dns-refresh": self.dns_refresh,
             "dns-multi-ip-expand": self.dns_expand,
@@ -244,6 +248,40 @@ class Reader:
             return
         self.set("listen-backlog")
         self.settings = replace(self.settings, backlog=int(word))
+
+    def statusfile(self, rest: str) -> None:
+        name = self.file_name(rest)
+        if name is not None:
+            self.set("statusfile")
+            self.settings = replace(self.settings, statusfile=name)
+
+    def statusformat(self, rest: str) -> None:
+        what = "'json' or 'text'"
+        word = self.argument(rest, what, self.wrong)
+        if word is not None and word not in ("json", "text"):
+            self.wrong(expected(what, word))
+        elif word is not None:
+            self.set("statusformat")
+            self.settings = replace(self.settings, status_text=word == "text")
+
+    def statusinterval(self, rest: str) -> None:
+        if (number := self.seconds("statusinterval", rest, or_none=False)) is not None:
+            self.settings = replace(self.settings, status_interval=number)
+
+    def statsloginterval(self, rest: str) -> None:
+        if (number := self.seconds("statsloginterval", rest, or_none=True)) is not None:
+            self.settings = replace(self.settings, stats_interval=number)
+
+    def seconds(self, directive: str, rest: str, *, or_none: bool) -> int | None:
+        what = NO_TIME if or_none else TIME
+        word = self.argument(rest, what, self.wrong)
+        if word is None:
+            return None
+        if (number := seconds(word, or_none=or_none)) is None:
+            self.wrong(expected(what, word))
+            return None
+        self.set(directive)
+        return number
 
     def dns_expand(self, rest: str) -> None:
         what = "'on' or 'off'"
@@ -448,14 +486,8 @@ class Reader:
         self.settings = replace(self.settings, limits=replace(self.settings.limits, **{field: number}))
 
     def dns_refresh(self, rest: str) -> None:
-        word = self.argument(rest, NO_TIME, self.wrong)
-        if word is None:
-            return
-        if (number := seconds(word, or_none=True)) is None:
-            self.wrong(expected(NO_TIME, word))
-            return
-        self.set("dns-refresh")
-        self.settings = replace(self.settings, dns_refresh=number)
+        if (number := self.seconds("dns-refresh", rest, or_none=True)) is not None:
+            self.settings = replace(self.settings, dns_refresh=number)
 
     def dns_family(self, rest: str) -> None:
         what = "one of 'ipv4', 'ipv6', 'any'"

@@ -13,18 +13,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from fastfwd.config.endpoint import Service, endpoint
+from fastfwd.config.endpoint import Service, endpoint, unix
 from fastfwd.config.forward import assembled
 from fastfwd.config.options import OPTIONS, options
 from fastfwd.config.parse import Matching, Reader, ReadFile
 from fastfwd.config.wording import expected
-from fastfwd.model import Backend, Config, ConfigError, Endpoint, Origin, Problem, Protocol
+from fastfwd.model import UNIX, Backend, Config, ConfigError, Endpoint, Origin, Problem, Protocol
 
 RENAMED: Final = {
     "log_file": "logfile",
     "pid_file": "pidfile",
     "log_format": "logformat",
     "buffer_size": "buffersize",
+    "stats_log_interval": "statsloginterval",
 }
 """Words of `global` that are not a directive with `_` for `-`."""
 
@@ -146,10 +147,12 @@ class _Document:
     def settings(self, node: Node) -> None:
         directives = {word.replace("-", "_"): word for word in self.reader.directives if word not in NOT_HERE}
         directives |= {word: name for word, name in RENAMED.items() if name in self.reader.directives}
-        known = {*directives, *SWITCHES, "access"}
+        known = {*directives, *SWITCHES, "access", "status"}
         for key, value in self.pairs(node, known):
             if key == "access":
                 self.access(value, self.reader.global_rules)
+            elif key == "status":
+                self.status(value)
             elif key in SWITCHES:
                 if self.switch(value):
                     self.reader.directives[SWITCHES[key]]("")
@@ -158,6 +161,18 @@ class _Document:
                     self.reader.directives["dns-multi-ip-expand"](" on" if on else " off")
             elif (word := self.text(value)) is not None:
                 self.reader.directives[directives[key]](f" {_quoted(word)}")
+
+    def status(self, node: Node) -> None:
+        words = {"file": "statusfile", "interval": "statusinterval", "format": "statusformat"}
+        enabled, found = True, []
+        for key, value in self.pairs(node, (*words, "enabled")):
+            if key == "enabled":
+                enabled = self.switch(value) is not False
+            elif (word := self.text(value)) is not None:
+                found.append((words[key], word, self.reader.here))
+        for directive, word, here in found if enabled else []:
+            self.reader.here = here
+            self.reader.directives[directive](f" {_quoted(word)}")
 
     def access(self, node: Node, scope: list[Any]) -> None:
         before, self.reader.scope = self.reader.scope, scope
@@ -227,6 +242,8 @@ class _Document:
     def end(self, node: Node, text: str, protocol: str) -> Endpoint:
         """`host:port`, `[host]:port`, with `/tcp` or `/udp`; `protocol` is meant without it."""
         self.at(node)
+        if text.startswith(UNIX):
+            return unix(text, self.reader.wrong)
         host, colon, port = text.rpartition(":")
         if not colon or (":" in host and not host.startswith("[")):
             self.wrong(expected("'host:port' (an IPv6 address in square brackets)", text))

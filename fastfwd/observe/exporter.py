@@ -1,6 +1,7 @@
 """The exporter: a process that shows what happened to whoever asks over HTTP.
 
-The supervisor forks it when the configuration says `metrics`, tells it where to listen
+The supervisor forks it when the configuration says `metrics` (or `statusfile`, or
+`statsloginterval`, which it serves too), tells it where to listen
 and whose the scoreboard's rows are, and starts another one when it dies. It has no
 rights, sees the scoreboard read-only, and never touches a session: nothing that happens
 to it or in it can disturb one.
@@ -35,7 +36,9 @@ from fastfwd.channel import Channel, Message
 from fastfwd.observe.collector import StatusCollector
 from fastfwd.observe.http import TEXT, Answer, HttpServer, Request
 from fastfwd.observe.observer import INTERVAL, Observer
+from fastfwd.observe.report import as_json, as_text, line
 from fastfwd.observe.scoreboard import Scoreboard, State
+from fastfwd.observe.status import Status
 
 BEAT: Final = 1.0
 """Seconds between two words to the supervisor, whose watchdog kills a silent child."""
@@ -56,6 +59,13 @@ class Exporter:
         self._page = Answer(503, TEXT, b"no page yet\n")
         self._collector = StatusCollector(self.observer.status)
         self._stopped = asyncio.Event()
+        self._seconds = 0
+        self._report_as: Callable[[Status], bytes] = as_json
+        self._intervals = 30, 0
+        """Seconds between two status files, and between two lines of statistics; 0: none."""
+        self._lent: int | None = None
+        """The next status file, empty."""
+        self._reported = False
 
     async def run(self) -> None:
         """Serve until told to stop, or until the supervisor is gone: its successor wants the
@@ -65,6 +75,7 @@ class Exporter:
         loop.add_reader(self._channel.fileno(), self._hear)
         self._repeat(loop, BEAT, self._beat)
         self._repeat(loop, INTERVAL, self.observer.sample)
+        self._repeat(loop, 1.0, self._report)
         await self._stopped.wait()
         self._server.close()
 
@@ -128,8 +139,29 @@ class Exporter:
                 sock = socket.socket(fileno=descriptor)
                 sock.setblocking(False)
                 self._server.listen(sock)
+        elif operation == "deaf":
+            self._server.close()
+        elif operation == "report":
+            self._report_as = as_text if message["text"] else as_json
+            self._intervals = message["file"], message["line"]
+        elif operation == "file":
+            if self._lent is not None:  # another one is wanted by now
+                os.close(self._lent)
+            self._lent = descriptors[0] if descriptors else None
         elif operation == "stop":
             self._stopped.set()
+
+    def _report(self) -> None:
+        """Once a second: what is due of the status file and of the statistics."""
+        self._seconds += 1
+        to_file, to_log = self._intervals
+        if to_log and self._seconds % to_log == 0:
+            log.info("%s", line(self.observer.status()))
+        if self._lent is not None and (self._seconds % to_file == 0 or not self._reported):
+            lent, self._lent, self._reported = self._lent, None, True
+            with open(lent, "wb") as file:
+                file.write(self._report_as(self.observer.status()))
+            self._channel.send({"op": "written"})
 
 
 def page(html: bytes) -> Answer:

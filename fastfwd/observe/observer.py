@@ -252,6 +252,7 @@ class Observer:
             duration_seconds=distribution(DURATION, cells),
             dns_last_success=parts[0][ForwardCell.RESOLVED] / 1e9 if row.named else None,
             queues=[] if forward is None or row.protocol is Protocol.UDP else queues,
+            balance="" if forward is None or len(forward.backends) == 1 else forward.balance.value,
             backends=[self._backend(number, label) for number, label in row.backends],
             datagrams=None if row.protocol is Protocol.TCP else datagrams(cells),
             rates=self._rates(row.number, -1),

@@ -94,6 +94,7 @@ class ForwardStatus:
     duration_seconds: Distribution
     dns_last_success: float | None
     queues: list[Queue]
+    balance: str
     backends: list[BackendStatus]
     datagrams: Datagrams | None
     rates: Rates | None

@@ -35,6 +35,7 @@ from fastfwd.supervisor.pidfile import PidFile, PidFileError
 from fastfwd.supervisor.reload import Phase, Reload
 from fastfwd.supervisor.setup import Setup
 from fastfwd.supervisor.signals import Signals
+from fastfwd.supervisor.statusfile import StatusFile
 from fastfwd.worker.limits import Census
 from fastfwd.worker.main import CANNOT_START, Entry, Table
 from fastfwd.worker.privileges import account
@@ -90,6 +91,7 @@ class Supervisor:
         self.setup = Setup(config, [], self.books.assign(config, {}), 1)
         self.listeners = Listeners(slots)
         self.metrics = MetricsPort()
+        self.statusfile = StatusFile()
         self.names = Names(self._ask_resolver)
         self.signals = Signals()
         self.children = Children(account(config), self._abandon, self.scoreboard, self.census)
@@ -151,7 +153,7 @@ class Supervisor:
         self._note_resolved()
         for slot in range(self.scoreboard.slots):
             self._replace(slot, now)
-        if self.metrics.sock is not None:
+        if self._wanted(EXPORTER):
             self._replace(EXPORTER, now)
         self._started = True
 
@@ -273,6 +275,9 @@ class Supervisor:
                 self._write(child, int(message["level"]), text(message["text"]))
             elif operation == "suspect" and child.slot >= 0:
                 self.names.suspect(message["host"], time.monotonic())
+            elif operation == "written" and child.slot == EXPORTER:
+                self.statusfile.written()
+                self._lend_statusfile()
             elif operation == "beat" and child.slot == EXPORTER:
                 child.beat += 1
                 child.missed = 0
@@ -423,7 +428,7 @@ class Supervisor:
         if self._stop_by is not None:
             return False
         if slot == EXPORTER:
-            return self.metrics.sock is not None
+            return self.metrics.sock is not None or bool(self.config.statusfile or self.config.stats_interval)
         return not self._draining
 
     def _replace(self, slot: int, now: float) -> None:
@@ -447,6 +452,7 @@ class Supervisor:
         self.children.fork(EXPORTER, time.monotonic())
         self._show_port()
         self._show_rows()
+        self._ask_for_reports()
         for worker in self.children.workers:
             self._introduce(worker)
 
@@ -469,6 +475,20 @@ class Supervisor:
         )
         self._tell_exporter({"op": "rows", "rows": shown, "file": self.options.file})
 
+    def _ask_for_reports(self) -> None:
+        """Tell the exporter which reports are wanted, and lend it the file for the first one."""
+        config = self.config
+        intervals = {"file": config.status_interval, "line": config.stats_interval}
+        self._tell_exporter({"op": "report", "text": config.status_text, **intervals})
+        self.statusfile.commit(config)
+        self._lend_statusfile()
+
+    def _lend_statusfile(self) -> None:
+        descriptor = self.statusfile.open()
+        self._tell_exporter({"op": "file"}, [] if descriptor is None else [descriptor])
+        if descriptor is not None:
+            os.close(descriptor)
+
     def _introduce(self, worker: Child) -> None:
         """Tell the exporter of a worker, and let it count the files that this one has open."""
         descriptors = [] if worker.open_files is None else [worker.open_files]
@@ -476,11 +496,16 @@ class Supervisor:
 
     def _commit_exporter(self) -> None:
         """Have an exporter that shows what serves, or none."""
-        if self.metrics.sock is None:
+        if not self._wanted(EXPORTER):
             self._tell_exporter({"op": "stop"})
+            self.statusfile.commit(self.config)
         elif EXPORTER in self.children.living:
             self._show_rows()
-            self._show_port()
+            if self.metrics.sock is None:
+                self._tell_exporter({"op": "deaf"})
+            else:
+                self._show_port()
+            self._ask_for_reports()
         else:
             self._replace(EXPORTER, time.monotonic())
 
@@ -587,6 +612,7 @@ class Supervisor:
     def _close(self) -> None:
         self.listeners.close()
         self.metrics.close()
+        self.statusfile.remove()
         for child in list(self.children.living.values()):
             self.children.kill(child)
             os.waitpid(child.pid, 0)

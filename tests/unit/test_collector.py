@@ -71,6 +71,7 @@ def forward(label: str, *, configured: bool = True, **changes: object) -> Forwar
         duration_seconds=Distribution(12.5, 9, [(0.01, 0), (43200, 9)]),
         dns_last_success=None,
         queues=[Queue(0, 11, 4096), Queue(1, 12, 4095)],
+        balance="",
         backends=[],
         datagrams=None,
         rates=None,

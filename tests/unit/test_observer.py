@@ -720,7 +720,7 @@ def test_the_status_as_json_has_the_documented_fields(observer: Observer) -> Non
         *("forward", "proto", "listen", "target", "tls", "configured", "accepted", "opened", "active"),
         *("denied", "closed", "received_bytes", "sent_bytes", "connects", "connect_failures"),
         *("connect_seconds", "duration_seconds", "dns_last_success", "queues"),
-        *("backends", "datagrams", "rates", "history"),
+        *("balance", "backends", "datagrams", "rates", "history"),
     ]
     assert list(shown["workers"][0]) == [
         *("slot", "pid", "running", "started", "heartbeat", "sessions", "open_fds", "max_fds"),
