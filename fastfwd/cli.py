@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastfwd",
-        description="Forward TCP connections as rinetd does, on every core. "
+        description="Forward TCP and UDP as rinetd does, on every core. "
         "What to forward is in the configuration file; see fastfwd(8).",
     )
     add = parser.add_argument
