@@ -70,6 +70,7 @@ class Balancer(Generic[L]):
     def __init__(self, forward: Forward, members: Sequence[Member[L]], recall: Recall, number: int) -> None:
         """`number` is that of the forward's row."""
         self.members = list(members)
+        self._of = {id(each.listener): each for each in members}
         self._forward = forward
         self._recall = recall
         self._number = number.to_bytes(4)
@@ -112,7 +113,7 @@ class Balancer(Generic[L]):
             member.own[DOWN_UNTIL] = 0
 
     def _member(self, listener: L) -> Member[L]:
-        return next(each for each in self.members if each.listener is listener)
+        return self._of[id(listener)]
 
     def _kept(self, usable: Sequence[Member[L]], client: str, now: int) -> Member[L]:
         """The one the client had, if that was not too long ago; else another, which it keeps."""

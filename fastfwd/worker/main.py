@@ -155,6 +155,8 @@ class Worker:
         self._leaflets: WeakValueDictionary[bytes, Leaflet] = WeakValueDictionary()
         self._checks: list[Check] = []
         self._listeners: Listeners = {}
+        self._udp: list[UdpListener] = []
+        """Those of the listeners that have flows."""
         self._prepared: tuple[int, Listeners, EventLog | None, Limits] | None = None
         self._draining = False
         self._complained = -60.0
@@ -187,8 +189,7 @@ class Worker:
 
     def flows(self) -> list[Flow]:
         """All of them."""
-        listeners = [each for each in self._listeners.values() if isinstance(each, UdpListener)]
-        return [flow for listener in listeners for flow in listener.flows.of.values()]
+        return [flow for listener in self._udp for flow in listener.flows.of.values()]
 
     def suspect(self, target: Target) -> None:
         """Dials to `target` fail one after the other: its name may have other addresses by now."""
@@ -356,6 +357,7 @@ class Worker:
         old = self._listeners
         generation, self._listeners, event_log, limits = self._prepared
         self._prepared = None
+        self._udp = [each for each in self._listeners.values() if isinstance(each, UdpListener)]
         self._limit(limits)
         if self.log is not None:
             self.log.close()
@@ -502,9 +504,8 @@ class Worker:
         row[Cell.SPLICED] = self._before[Cell.SPLICED] + self.tally.spliced
 
     def _expire_flows(self) -> None:
-        for listener in self._listeners.values():
-            if isinstance(listener, UdpListener):
-                listener.expire(self.loop.now)
+        for listener in self._udp:
+            listener.expire(self.loop.now)
 
     def _observe_lag(self) -> None:
         LAG.observe(self.row, self.loop.longest)
