@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from tests import deadline
+from tests.datagrams import udp_client
 from tests.deadline import until
 from tests.forwarder import Forwarder
 from tests.load import Load, successor
 from tests.peers import require_peer
 from tests.ports import free_port
 from tests.servers import serve_apart
-from tests.sockets import connect, read_to_end
+from tests.sockets import connect, read_exactly, read_to_end
 from tests.system.metrics import metrics_url
 from tests.system.prometheus import Prometheus
 
@@ -45,6 +46,8 @@ WITHOUT_DATA = {
     "docs/metrics.md: sum by (reason) (rate(fastfwd_accept_errors_total[5m])) > 0",
     "docs/metrics.md: increase(fastfwd_pipes_short_total[1h]) > 0",
     "docs/metrics.md: increase(fastfwd_log_lines_dropped_total[1d]) > 0",
+    "docs/metrics.md: sum by (forward, reason) (rate(fastfwd_udp_datagrams_dropped_total[5m])) > 0",
+    'docs/metrics.md: rate(fastfwd_connections_closed_total{outcome="evicted"}[5m]) > 0',
     "docs/runbooks.md: fastfwd_listener_queue_length / fastfwd_listener_queue_limit > 0.8",
     "docs/runbooks.md: rate(fastfwd_accept_paused_seconds_total[5m]) > 0",
     "docs/runbooks.md: rate(fastfwd_dns_lookup_failures_total[1h]) > 0",
@@ -142,7 +145,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus beside a program to which a bit of everything happens, again and again."""
     require_peer("prometheus")
     directory = tmp_path_factory.mktemp("busy")
-    echoing, refusing, denying, named = (free_port() for _ in range(4))
+    echoing, refusing, denying, named, several, asking = (free_port() for _ in range(6))
     with ExitStack() as stack:
         backend = stack.enter_context(serve_apart("echo"))
         target = f"{backend.host} {backend.port}"
@@ -151,7 +154,9 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
             f"127.0.0.1 {refusing} 127.0.0.1 {free_port()} [name=refusing]\n"
             f"127.0.0.1 {denying} {target} [name=denying]\ndeny *\n"
             f"127.0.0.1 {named} localhost {free_port()} [name=named]\n"
-            "metrics 127.0.0.1:0\n"
+            f"127.0.0.1 {several} 127.0.0.1:{free_port()},{backend.host}:{backend.port} 1 [name=several]\n"
+            f"127.0.0.1 {asking}/udp 127.0.0.1 {free_port()}/udp [name=udp]\n"
+            "max-udp-connections 1\nmetrics 127.0.0.1:0\n"
         )
         forwarder = stack.enter_context(Forwarder(directory, config, workers=2))
         prometheus = stack.enter_context(Prometheus(directory, metrics_url(forwarder)))
@@ -168,6 +173,13 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
             for port in (refusing, denying, named):
                 with connect(("127.0.0.1", port)) as client:
                     read_to_end(client)
+            for _ in range(8):
+                with connect(("127.0.0.1", several)) as client:
+                    client.sendall(b"x")
+                    read_exactly(client, 1)
+                with udp_client(("127.0.0.1", asking)) as client:
+                    for _ in range(3):  # one is refused, and the next one is told
+                        client.send(b"x")
             return (prometheus.value("count_over_time(up[1m])") or 0) >= 6
 
         until(scraped, 20, "scrapes")

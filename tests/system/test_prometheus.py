@@ -256,11 +256,13 @@ def test_the_reference_has_every_word(observed: Observed) -> None:
 
 def test_the_number_of_series(observed: Observed) -> None:
     """It is what the formula of docs/metrics.md gives."""
-    figures = {"F": len(observed.addresses), "N": 1, "W": 2}
+    count = len(observed.addresses)
+    figures = {"F": count, "T": count, "U": 0, "N": 1, "W": 2}
     found = re.search(r"^    (\d+ F \+ .*)$", REFERENCE, re.MULTILINE)
     assert found
     wanted = sum(
-        math.prod(figures.get(each) or int(each) for each in term.split()) for term in found[1].split("+")
+        math.prod(figures[each] if each in figures else int(each) for each in term.split())
+        for term in found[1].split("+")
     )
     lines = page(observed.metrics).splitlines()
     assert sum(not line.startswith("#") for line in lines) == wanted
@@ -383,7 +385,12 @@ def ordeal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ordeal]:
     with ExitStack() as stack:
         backend = stack.enter_context(serve_apart("echo"))
         target = f"{backend.host} {backend.port}"
-        common = f"127.0.0.1 {busy} {target} [name=busy]\nlogformat json\nmetrics 127.0.0.1:0\n"
+        quiet = [free_port() for _ in range(3)]
+        common = (
+            f"127.0.0.1 {busy} {target} [name=busy]\nlogformat json\nmetrics 127.0.0.1:0\n"
+            f"127.0.0.1 {quiet[0]}/udp 127.0.0.1 {quiet[1]}/udp [name=datagrams]\n"
+            f"127.0.0.1 {quiet[2]} 127.0.0.1,127.0.0.2 {quiet[1]} [name=several]\n"
+        )
         with_other = common + f"127.0.0.1 {other} {target} [name=other]\n"
         with_late = common + f"127.0.0.1 {late} {target} [name=late]\n"
         forwarder = stack.enter_context(Forwarder(directory, with_other, workers=SLOTS))

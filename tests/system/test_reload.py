@@ -90,8 +90,8 @@ def lives(client: socket.socket) -> bool:
 def greeting(address: Address) -> str:
     """What a new client of `address` is told first.
 
-    "" if it is turned away, `refused` if nobody listens, `reset` if its listener went while it connected: connect()
-    itself says so where the reset comes before it returns.
+    "" if it is turned away, `refused` if nobody listens, `reset` if its listener went while it
+    connected: connect() itself says so where the reset comes before it returns.
     """
     try:
         with connect(address) as client:

@@ -315,7 +315,7 @@ def test_bad_lines_can_be_skipped(forwarder: StartForwarder, backend: StartServe
 def test_a_guard_is_never_skipped(tmp_path: Path) -> None:
     """An access rule that cannot be read stops even a lenient start: it would open what it closes."""
     path = tmp_path / "rinetd.conf"
-    path.write_text(f"127.0.0.1 {free_port()} 192.0.2.1 1\ndeny 10.0.0.0/8\n")
+    path.write_text(f"127.0.0.1 {free_port()} 192.0.2.1 1\ndeny 10.0.0.1/8\n")
     done = run("-f", "--lenient", "-c", str(path))
     assert done.returncode == 1
     assert f"{path}:2: " in done.stderr
@@ -425,7 +425,8 @@ def test_a_worker_has_only_its_own(forwarder: StartForwarder, tmp_path: Path) ->
         seen |= set(own)
         assert kinds(pid) == {
             "/dev/null": 3,  # and not its starter's terminal
-            "/memfd:fastfwd-limits (deleted)": 1,  # the lock
+            "/memfd:fastfwd-limits (deleted)": 1,  # two locks
+            "/memfd:fastfwd-recall (deleted)": 1,
             "socket": 3 + 1,
             "[eventpoll]": 1,
             "pipe": 2 + 2 * PIPES,
