@@ -330,7 +330,7 @@ class Supervisor:
         if dropped != self._dropped:
             log.warning("the log %s loses lines: %d so far", self.config.logfile, dropped)
             self._dropped = dropped
-        self.names.refresh(now)
+        self.names.refresh(now + TICK)  # rather now than at the next look, when it is too late
         if self._stop_by is not None and now >= self._stop_by:
             for child in self.children.living.values():
                 self.children.kill(child)

@@ -105,7 +105,7 @@ class Names:
         return host
 
     def refresh(self, now: float) -> None:
-        """Ask again for what is due."""
+        """Ask again for what is due at `now`."""
         for host, due in list(self._due.items()):
             if due <= now:
                 self._question(host)

@@ -216,11 +216,8 @@ def test_name_servers(row: Row, watched: StartWatched, place: Place) -> None:
         known = inside.call(stack.enter_context, serve(echo))
         for host in (ONE, OTHER):
             inside.call(stack.enter_context, serve(banner, host, host=host, port=7000))
-        running = inside.call(
-            watched,
-            f"127.0.0.1 5000 {known.host} {known.port}\n127.0.0.1 7000 {NAME} 7000\n",
-            workers=WORKERS,
-        ).running
+        forwards = f"127.0.0.1 5000 {known.host} {known.port}\n127.0.0.1 7000 {NAME} 7000\n"
+        running = inside.call(watched, forwards, workers=WORKERS).running
         load = inside.call(stack.enter_context, Load(("127.0.0.1", 5000), scaled(50, 200)))
         load.more(100)
         quiet = slowest(load.calls)
@@ -266,11 +263,25 @@ def test_name_servers(row: Row, watched: StartWatched, place: Place) -> None:
         names.answer = [OTHER]
         running.reload()
         until(lambda: reaches(inside) == OTHER, what="the new address")
+
+        running.reload(f"{forwards}dns-refresh 1\n")
+        moving = len(load.calls)
+        moved = []
+        for number in range(scaled(1, 10)):
+            host = (ONE, OTHER)[number % 2]
+            told = running.said(f"{NAME} is now ")
+            names.answer = [host]
+            began = time.monotonic()
+            running.wait_said(f"{NAME} is now ", told + 1)
+            moved.append(time.monotonic() - began)
+            row.held(reaches(inside) == host, f"move {number} without a reload: not to {host}")
         load.stop()
         row.tried(len(load.calls), [f"call: {call.how}" for call in load.failed()])
         row.figure("99th percentile of calls before", quiet, "ms")
         row.figure("during the faults", slowest(load.calls[before:]), "ms")
         row.figure("reload without a name server", max(took), "s")
+        row.figure("new sessions follow a name that is asked for every second within", max(moved), "s")
+        row.figure("99th percentile of calls meanwhile", slowest(load.calls[moving:]), "ms")
 
 
 def reaches(inside: Sandbox) -> str:
