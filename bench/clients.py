@@ -1,4 +1,4 @@
-"""Who puts load on a way: wrk, iperf3, and connections that do nothing.
+"""Who puts load on a way: wrk, iperf3, datagrams, and connections that do nothing.
 
 Each function is one run of a client and answers with what it measured, in the units
 of the scenarios' figures.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -19,11 +20,18 @@ from dataclasses import dataclass
 
 import orjson
 
+from bench.mmsg import LENGTH, Batch, opened
 from bench.processes import ESTABLISHED, HOST, PATIENCE, needed, queued, run, sockets, wait
 
 BATCH = 64
 """Connections that are made without looking whether they are taken: C rinetd's queue has 128
 places, and who finds it full waits a second before he tries again."""
+
+STAMP = struct.Struct("=d")
+"""What a datagram begins with: when it was sent, as time.perf_counter() tells it."""
+
+STAMPED = struct.Struct(f"=d{LENGTH - STAMP.size}x")
+"""A datagram: its stamp, and nothing."""
 
 MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
@@ -96,6 +104,111 @@ class Flows:
             raise RuntimeError(f"iperf3: {output[-500:].decode()}")
         received = orjson.loads(output)["end"]["sum_received"]
         return Bulk(int(received["bytes"]), float(received["bits_per_second"]))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrips:
+    """How many datagrams came back, `rate` per second, percentiles of their way there and back in
+    milliseconds, and how many had to be sent again because they did not come back."""
+
+    count: int
+    rate: float
+    p50: float
+    p99: float
+    lost: int
+
+
+class Datagrams:
+    """UDP clients with an address each, all of the same port: one socket sends and receives for all of
+    them, so that they cost less than whoever is between them and the backend. For each
+    datagram that comes back, the client whose turn it is sends one."""
+
+    UNDER_WAY = 64
+    """Datagrams that are under way at a time. Every receive buffer has room for them: a small datagram
+    counts as nearly 1 KiB of the 208 KiB that a socket has (socket(7), rmem_default)."""
+
+    SILENCE = 200_000
+    """Microseconds after the last answer, from which on what is under way counts as lost."""
+
+    FIRST = int.from_bytes(socket.inet_aton("127.2.0.1"), "big")
+    """The first client's address: all of 127.0.0.0/8 is ours (RFC 1122, 3.2.1.3)."""
+
+    def __init__(self, port: int, flows: int) -> None:
+        """Have a flow for each of `flows` clients, and each of their datagrams answered. Raises
+        RuntimeError if nothing comes back."""
+        self._sock = opened()
+        self._sock.setsockopt(
+            socket.SOL_SOCKET,
+            socket.SO_RCVTIMEO,
+            struct.pack("@ll", 0, self.SILENCE),  # struct timeval
+        )
+        clients = [socket.inet_ntoa((self.FIRST + n).to_bytes(4, "big")) for n in range(flows)]
+        self._out = Batch.to((HOST, port), clients)
+        self._back = Batch(self.UNDER_WAY)
+        self._flows, self._turn = flows, 0
+        self._exchange(0, flows)
+
+    def __enter__(self) -> Datagrams:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def run(self, seconds: float) -> RoundTrips:
+        """Exchange datagrams for `seconds`. Raises RuntimeError if nothing comes back."""
+        begun = time.perf_counter()
+        waits, lost = self._exchange(seconds, 1)
+        took = time.perf_counter() - begun
+        waits.sort()
+        p50, p99 = (waits[int(len(waits) * share)] * 1000 for share in (0.5, 0.99))
+        return RoundTrips(len(waits), len(waits) / took, p50, p99, lost)
+
+    def _exchange(self, seconds: float, least: int) -> tuple[list[float], int]:
+        """Exchange datagrams for `seconds`, and `least` at any rate: how long each took, and how
+        many were lost. None is under way before and after."""
+        waits: list[float] = []
+        begun = now = time.perf_counter()
+        away = self._send(self.UNDER_WAY)
+        lost = 0
+        while away:
+            try:
+                got = self._back.receive(self._sock)
+            except BlockingIOError:
+                lost += away
+                if time.perf_counter() > begun + seconds + PATIENCE:
+                    raise RuntimeError(f"{len(waits)} datagrams came back, {lost} did not") from None
+                got = away
+            else:
+                now = time.perf_counter()
+                stamps = STAMPED.iter_unpack(self._back.data[: got * LENGTH])
+                waits += [now - sent for (sent,) in stamps]
+            away -= got
+            if now < begun + seconds or len(waits) < least:
+                away += self._send(got)
+        return waits, lost
+
+    def _send(self, count: int) -> int:
+        """Let the next `count` clients send; how many there were."""
+        STAMP.pack_into(self._out.data, 0, time.perf_counter())
+        left = count
+        while left:
+            some = min(left, self._flows - self._turn)
+            self._out.send(self._sock, self._turn, some)
+            self._turn = (self._turn + some) % self._flows
+            left -= some
+        return count
+
+
+def returns(port: int) -> bool:
+    """Whether a datagram to `port` comes back."""
+    with opened() as sock:
+        sock.settimeout(0.1)
+        sock.sendto(bytes(LENGTH), (HOST, port))
+        try:
+            sock.recv(LENGTH)
+        except TimeoutError:
+            return False
+        return True
 
 
 @contextmanager

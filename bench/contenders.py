@@ -41,13 +41,15 @@ DENIED_CLIENT = "127.1.0.1"
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What a contender is to do: `forwards` are pairs of a port to listen on and a port to
-    forward to, both on loopback; `log` is None or the name of a format ("tab", "common",
-    "json", "tcplog"), written to the file `log` in the contender's directory; `denied` is
-    a number of deny rules that match no client of a measurement; `reloadable` asks for
-    the way of running in which a signal makes the program read its configuration again;
-    `metrics` is the port of the exporter, which only fastfwd has."""
+    forward to, both on loopback, and `protocol`, "tcp" or "udp", is that of all of them; `log`
+    is None or the name of a format ("tab", "common", "json", "tcplog"), written to the file
+    `log` in the contender's directory; `denied` is a number of deny rules that match no client
+    of a measurement; `reloadable` asks for the way of running in which a signal makes the
+    program read its configuration again; `metrics` is the port of the exporter, which only
+    fastfwd has."""
 
     forwards: tuple[tuple[int, int], ...]
+    protocol: str = "tcp"
     log: str | None = None
     denied: int = 0
     reloadable: bool = False
@@ -158,7 +160,9 @@ class Translation(Contender):
     def start(self, directory: Path, setup: Setup) -> Iterator[Way]:
         """Rules, taken away again afterwards: connection tracking would burden everybody else."""
         nft = needed("nft")
-        rules = "".join(f"tcp dport {port} redirect to :{target}\n" for port, target in setup.forwards)
+        rules = "".join(
+            f"{setup.protocol} dport {port} redirect to :{target}\n" for port, target in setup.forwards
+        )
         table = directory / "nft.conf"
         table.write_text(
             "table ip bench {\nchain output {\ntype nat hook output priority -100;\n"
@@ -195,7 +199,8 @@ def rinetd_lines(directory: Path, setup: Setup) -> str:
     """The part of a configuration that both C rinetd and fastfwd read."""
     lines = [f"pidlogfile {directory}/pid"]
     lines += [f"deny {pattern}" for pattern in setup.denied_patterns()]
-    lines += [f"{HOST} {port} {HOST} {target}" for port, target in setup.forwards]
+    suffix = "/udp" if setup.protocol == "udp" else ""
+    lines += [f"{HOST} {port}{suffix} {HOST} {target}{suffix}" for port, target in setup.forwards]
     if setup.log in {"tab", "common"}:
         lines.append(f"logfile {directory}/log")
     if setup.log == "common":
@@ -261,11 +266,13 @@ defaults
 
 
 def nginx_stream(directory: Path, setup: Setup) -> Commands:
-    """nginx as a TCP proxy with its own defaults: one process, with a master before it only if it
-    is to be reloaded. `deny` is the stream module's own way to refuse a client; it goes
-    through the list."""
+    """nginx as a proxy with its own defaults: one process, with a master before it only if it is to
+    be reloaded. `deny` is the stream module's own way to refuse a client; it goes through the
+    list. With datagrams it needs two connections per flow; a flow lasts until it has been
+    silent for `proxy_timeout`, unless `proxy_responses` or `proxy_requests` says otherwise."""
+    listen = "udp reuseport" if setup.protocol == "udp" else "backlog=4096"
     servers = "".join(
-        f"server {{ listen {HOST}:{port} backlog=4096; proxy_pass {HOST}:{target}; }}\n"
+        f"server {{ listen {HOST}:{port} {listen}; proxy_pass {HOST}:{target}; }}\n"
         for port, target in setup.forwards
     )
     denied = "".join(f"deny {network};\n" for network in setup.denied_networks())

@@ -46,9 +46,9 @@ def raise_limits() -> None:
 
 
 class Lab:
-    """The backends, running until `close`: nginx with one process that serves a small file, and
-    iperf3. Every contender has a port of nginx for itself: connections that one has
-    left behind in TIME_WAIT are not in another's way."""
+    """The backends, running until `close`: nginx with one process that serves a small file, iperf3, and
+    echo, which sends datagrams back. Every contender has a port of nginx for itself: connections
+    that one has left behind in TIME_WAIT are not in another's way."""
 
     def __init__(self) -> None:
         """Start the backends. Raises RuntimeError if a program is missing that every scenario needs."""
@@ -62,10 +62,13 @@ class Lab:
         """nginx's port for each contender."""
         self.bulk = self.free_port()
         """iperf3's port."""
+        self.echo = self.free_port()
+        """The port that sends datagrams back."""
         try:
             for name, command, ports in (
                 ("nginx", self._nginx(), list(self.web.values())),
                 ("iperf3", [needed("iperf3"), "-s", "-B", HOST, "-p", str(self.bulk)], [self.bulk]),
+                ("echo", [sys.executable, "-m", "bench.echo", str(self.echo)], [self.echo]),
             ):
                 directory = self.directory / name
                 directory.mkdir(exist_ok=True)
@@ -83,10 +86,11 @@ class Lab:
         for port in range(12_000, 32_000):
             if port in self._taken:
                 continue
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+                tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    probe.bind((HOST, port))
+                    tcp.bind((HOST, port))
+                    udp.bind((HOST, port))
                 except OSError:
                     continue
             self._taken.add(port)
@@ -122,6 +126,17 @@ class Lab:
             contender.start(directory, replace(plain, log=log, denied=denied)) as way,
         ):
             wait(lambda: clients.ask(way.ports[0]).answered, f"{contender.name} forwards")
+            yield way
+
+    @contextmanager
+    def start_datagrams(self, contender: Contender) -> Iterator[Way]:
+        """The same with one forward, of datagrams, from when one has come back."""
+        with (
+            self.setup(contender, 1) as plain,
+            self.scratch() as directory,
+            contender.start(directory, Setup(((plain.forwards[0][0], self.echo),), "udp")) as way,
+        ):
+            wait(lambda: clients.returns(way.ports[0]), f"{contender.name} forwards", 0)
             yield way
 
     def _nginx(self) -> list[str | Path]:

@@ -25,8 +25,8 @@ INSIDE = "FASTFWD_BENCH_NAMESPACE"
 PATIENCE = 60.0
 """Seconds that anything may take beyond its measured time."""
 
-LISTEN, ESTABLISHED = "0A", "01"
-"""States of proc(5), net/tcp."""
+LISTEN, ESTABLISHED, UNCONNECTED = "0A", "01", "07"
+"""States of proc(5), net/tcp and net/udp."""
 
 
 def installed(name: str) -> str | None:
@@ -42,10 +42,10 @@ def needed(name: str) -> str:
     return program
 
 
-def sockets(state: str) -> list[int]:
-    """The local ports of all IPv4 sockets in `state` (proc(5), net/tcp). Asking the kernel
-    disturbs nobody: to iperf3 a connection would be a test."""
-    with open("/proc/net/tcp", encoding="ascii") as lines:
+def sockets(state: str, protocol: str = "tcp") -> list[int]:
+    """The local ports of all IPv4 sockets in `state` (proc(5), net/tcp and net/udp). Asking the
+    kernel disturbs nobody: to iperf3 a connection would be a test."""
+    with open(f"/proc/net/{protocol}", encoding="ascii") as lines:
         next(lines)
         return [
             int(fields[1][-4:], 16)
@@ -98,8 +98,8 @@ def run(command: Sequence[str | Path], seconds: float) -> str:
 def running(
     command: Sequence[str | Path], directory: Path, ports: Iterable[int]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`command`, which stays in the foreground, from when it listens on `ports` until the
-    block ends. What it says goes to the file `said` in `directory`."""
+    """`command`, which stays in the foreground, from when it listens on `ports`, for connections or
+    for datagrams, until the block ends. What it says goes to the file `said` in `directory`."""
     said = directory / "said"
     with said.open("ab") as output:
         process = subprocess.Popen(
@@ -114,7 +114,7 @@ def running(
     def listens() -> bool:
         if process.poll() is not None:
             raise RuntimeError(f"{command[0]} does not start:\n{said.read_text()}")
-        return wanted <= set(sockets(LISTEN))
+        return wanted <= {*sockets(LISTEN), *sockets(UNCONNECTED, "udp")}
 
     try:
         if wanted:

@@ -38,6 +38,7 @@ REFERENCES: dict[str | None, str] = {
     "rinetd": "C rinetd",
     "haproxy": "HAProxy",
     "haproxy+splice": "HAProxy, always splicing",
+    "nginx": "nginx stream",
 }
 """What targets call those that they are beside."""
 
@@ -182,6 +183,8 @@ SUMMARY = (
     Line("idle", "requests_rate", "8,000 idle", "requests/s beside 8,000 idle connections"),
     Line("idle", "connections_rate", "8,000 idle", "connections/s beside 8,000 idle connections"),
     Line("mixed", "p99", "2 flows", "99th percentile of requests beside bulk ↓"),
+    Line("datagrams", "rate", "2,000 flows", "UDP round trips/s, 2,000 flows"),
+    Line("datagrams", "cpu", "64 flows", "CPU per UDP round trip, 64 flows ↓"),
     Line("memory", "connection", "4,000 idle", "memory per idle connection ↓"),
     Line("startup", "listening", "10 forwards", "time from exec to listening ↓"),
 )

@@ -31,6 +31,7 @@ ACTIVE = 64
 """Connections that are busy at a time, where that is not what is varied."""
 
 FORKING = {"socat": "it has a process for every connection"}
+NO_DATAGRAMS = dict.fromkeys(("haproxy-1", "haproxy-2"), "it forwards no UDP")
 NO_PROCESS = dict.fromkeys(("direct", "dnat"), "no process looks after its connections")
 """Why some are omitted."""
 
@@ -41,7 +42,8 @@ class Scenario:
     `contenders` are the names of those it makes sense for; `omitted` says of others why
     they are not among them, and `suits`, if given, may leave out a contender in single
     cases. `quick` are the cases of the quick form, `rounds` the most that a slow scenario
-    may take. `measure` may answer with more figures than `figures`."""
+    may take. With `beside`, ratios are to those contenders instead of the usual ones. `measure`
+    may answer with more figures than `figures`."""
 
     name: str
     title: str
@@ -55,6 +57,7 @@ class Scenario:
     quick: tuple[str, ...] = ()
     omitted: Mapping[str, str] = field(default_factory=dict)
     rounds: int | None = None
+    beside: tuple[str, ...] = ()
 
     def chosen_cases(self, quick: bool) -> list[Case]:
         """The cases of a run."""
@@ -63,6 +66,11 @@ class Scenario:
     def chosen_contenders(self, chosen: Sequence[str]) -> list[Contender]:
         """Those of the contenders `chosen` that it is for, in the order of the tables."""
         return [each for name, each in CONTENDERS.items() if name in self.contenders and name in chosen]
+
+    def references(self, contender: Contender, present: Sequence[str]) -> list[str]:
+        """The names of those of `present` that the contender's ratios are to, if it has any."""
+        usual = contender.references
+        return [name for name in (self.beside if usual and self.beside else usual) if name in present]
 
     def steps(self, chosen: Sequence[str], rounds: int, quick: bool) -> list[Step]:
         """Every measurement in its order; without the contenders that are not available here."""
@@ -174,7 +182,7 @@ def measure(
         list(scenario.figures),
         scenario.chosen_cases(quick),
         {contender.name: contender.title for contender in present},
-        references={each.name: [name for name in each.references if name in names] for each in present},
+        references={each.name: scenario.references(each, names) for each in present},
         versions={contender.name: contender.version() for contender in present},
         omitted={
             **{name: why for name, why in scenario.omitted.items() if name in chosen},

@@ -1,4 +1,4 @@
-"""What fastfwd is meant to reach beside C rinetd and HAProxy, and whether it does.
+"""What fastfwd is meant to reach beside C rinetd, HAProxy and nginx, and whether it does.
 
 The table is data. report shows the verdicts; nothing fails because of one: a target that
 is missed is a fact about fastfwd, and the report says so.
@@ -13,6 +13,9 @@ from bench.results import Reference, Result, Spread
 
 WORKERS = (1, 2)
 """The numbers of workers that are judged."""
+
+SINGLE = ("rinetd", "nginx")
+"""References that have one thread, whose names do not say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,11 @@ class Target:
         """What fastfwd with that many workers is compared with."""
         if self.reference is None:
             return Reference(f"fastfwd-{workers}", self.without)
-        return Reference(self.reference if self.reference == "rinetd" else f"{self.reference}-{workers}")
+        return Reference(self.reference if self.reference in SINGLE else f"{self.reference}-{workers}")
 
     def judged(self, workers: int) -> bool:
-        """Whether the comparison is fair enough to judge: C rinetd has one thread."""
-        return self.goal and (self.reference != "rinetd" or workers == 1)
+        """Whether the comparison is fair enough to judge: as many workers as threads."""
+        return self.goal and (self.reference not in SINGLE or workers == 1)
 
 
 def haproxy(scenario: str, case: str, *bounds: Bound) -> tuple[Target, Target]:
@@ -91,6 +94,9 @@ TARGETS = (
     Target("idle", "8,000 idle", "haproxy", (least("connections_rate", 0.9),)),
     *haproxy("mixed", "2 flows", most("p99", 0.8), least("bulk", 1.0)),
     Target("memory", "4,000 idle", "haproxy", (most("connection", 0.35),)),
+    Target("datagrams", "64 flows", "nginx", (most("cpu", 1.35),)),
+    Target("datagrams", "64 flows", "nginx", (most("cpu", 1.1),), stretch=True),
+    Target("datagrams", "2,000 flows", "nginx", (least("rate", 0.9),)),
     Target("logging", "tab", None, (least("rate", 0.95),), without="off"),
     Target("access", "1,000 rules", None, (least("rate", 0.9),), without="none"),
 )
