@@ -127,8 +127,8 @@ class Datagrams:
     """Datagrams that are under way at a time. Every receive buffer has room for them: a small datagram
     counts as nearly 1 KiB of the 208 KiB that a socket has (socket(7), rmem_default)."""
 
-    SILENCE = 200_000
-    """Microseconds after the last answer, from which on what is under way counts as lost."""
+    SILENCE = 1.0
+    """Seconds after the last answer, from which on what is under way counts as lost."""
 
     FIRST = int.from_bytes(socket.inet_aton("127.2.0.1"), "big")
     """The first client's address: all of 127.0.0.0/8 is ours (RFC 1122, 3.2.1.3)."""
@@ -140,7 +140,7 @@ class Datagrams:
         self._sock.setsockopt(
             socket.SOL_SOCKET,
             socket.SO_RCVTIMEO,
-            struct.pack("@ll", 0, self.SILENCE),  # struct timeval
+            struct.pack("@ll", *divmod(round(self.SILENCE * 1e6), 10**6)),  # struct timeval
         )
         clients = [socket.inet_ntoa((self.FIRST + n).to_bytes(4, "big")) for n in range(flows)]
         self._out = Batch.to((HOST, port), clients)
@@ -156,16 +156,15 @@ class Datagrams:
 
     def run(self, seconds: float) -> RoundTrips:
         """Exchange datagrams for `seconds`. Raises RuntimeError if nothing comes back."""
-        begun = time.perf_counter()
-        waits, lost = self._exchange(seconds, 1)
-        took = time.perf_counter() - begun
+        waits, took, lost = self._exchange(seconds, 1)
         waits.sort()
         p50, p99 = (waits[int(len(waits) * share)] * 1000 for share in (0.5, 0.99))
         return RoundTrips(len(waits), len(waits) / took, p50, p99, lost)
 
-    def _exchange(self, seconds: float, least: int) -> tuple[list[float], int]:
-        """Exchange datagrams for `seconds`, and `least` at any rate: how long each took, and how
-        many were lost. None is under way before and after."""
+    def _exchange(self, seconds: float, least: int) -> tuple[list[float], float, int]:
+        """Exchange datagrams for `seconds`, and `least` at any rate: how long each took, how long it
+        was to the last one's return, and how many were lost. None is under way before and
+        after."""
         waits: list[float] = []
         begun = now = time.perf_counter()
         away = self._send(self.UNDER_WAY)
@@ -185,7 +184,7 @@ class Datagrams:
             away -= got
             if now < begun + seconds or len(waits) < least:
                 away += self._send(got)
-        return waits, lost
+        return waits, now - begun, lost
 
     def _send(self, count: int) -> int:
         """Let the next `count` clients send; how many there were."""
