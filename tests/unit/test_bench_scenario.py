@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -65,6 +66,7 @@ def test_the_quick_form_has_fewer_cases() -> None:
 def test_every_scenario_is_about_contenders_and_cases_that_exist(each: Scenario) -> None:
     labels = {case.label for case in each.cases}
     assert set(each.contenders) <= CONTENDERS.keys()
+    assert set(each.beside) <= set(each.contenders)
     assert each.omitted.keys() <= CONTENDERS.keys() - set(each.contenders)
     assert set(each.quick) <= labels
     assert {case.without for case in each.cases} <= {None, *labels}
@@ -73,6 +75,14 @@ def test_every_scenario_is_about_contenders_and_cases_that_exist(each: Scenario)
 def test_what_no_figure_is_declared_for_is_not_kept() -> None:
     found = measure(scenario(), NOWHERE, NAMES, 1, 1.0, False, print)
     assert {figure for each in found.measurements for figure in each.figures} == {"rate"}
+
+
+def test_a_scenario_has_ratios_to_whom_it_says_instead_of_the_usual_ones() -> None:
+    present = ["rinetd", "haproxy-1", "nginx", "fastfwd-1"]
+    usual, beside = scenario(), replace(scenario(), beside=("nginx", "socat"))
+    assert usual.references(CONTENDERS["fastfwd-1"], present) == ["rinetd", "haproxy-1"]
+    assert beside.references(CONTENDERS["fastfwd-1"], present) == ["nginx"]
+    assert beside.references(CONTENDERS["nginx"], present) == []
 
 
 def test_who_fails_is_left_out_and_the_others_go_on() -> None:

@@ -62,6 +62,20 @@ def test_haproxy_that_always_splices_is_shown_and_not_judged() -> None:
     assert (medians(found), found.holds) == ([0.8], None)
 
 
+def test_nginx_has_one_process_and_is_judged_beside_one_worker() -> None:
+    case = "64 flows"
+    found = result(
+        "datagrams",
+        {(case, "nginx"): [10], (case, "fastfwd-1"): [13], (case, "fastfwd-2"): [13]},
+        figure=CPU,
+    )
+    assert [
+        (each.workers, medians(each), each.holds)
+        for each in judge({"datagrams": found})
+        if (each.target.case, each.target.stretch) == (case, False)
+    ] == [(1, [1.3], True), (2, [1.3], None)]
+
+
 @pytest.mark.parametrize(("p99", "bulk", "holds"), [(7, 11, True), (9, 11, False), (7, 9, False)])
 def test_two_bounds_hold_only_both_at_once(p99: float, bulk: float, holds: bool) -> None:
     found = result("mixed", {("2 flows", "fastfwd-1"): [], ("2 flows", "haproxy-1"): []})
