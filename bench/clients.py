@@ -134,8 +134,8 @@ class Datagrams:
     """The first client's address: all of 127.0.0.0/8 is ours (RFC 1122, 3.2.1.3)."""
 
     def __init__(self, port: int, flows: int) -> None:
-        """Have a flow for each of `flows` clients, and each of their datagrams answered. Raises
-        RuntimeError if nothing comes back."""
+        """Be `flows` clients; when the block begins, each has a flow through `port`. (It does not begin,
+        but raises RuntimeError, if nothing comes back.)"""
         self._sock = opened()
         self._sock.setsockopt(
             socket.SOL_SOCKET,
@@ -146,9 +146,13 @@ class Datagrams:
         self._out = Batch.to((HOST, port), clients)
         self._back = Batch(self.UNDER_WAY)
         self._flows, self._turn = flows, 0
-        self._exchange(0, flows)
 
     def __enter__(self) -> Datagrams:
+        try:
+            self._exchange(0, self._flows)
+        except BaseException:
+            self._sock.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
