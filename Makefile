@@ -3,7 +3,7 @@
 #   make run          set up .venv and start the demonstration in the foreground
 #   make test         every check and every test (peers that are not installed are skipped)
 #   make check        lint, format and types only
-#   make bench        measure everything and write the report: 40 minutes, best as root on an idle machine
+#   make bench        measure everything and write the report: 45 minutes, best as root on an idle machine
 #   make bench-quick  one short round of the same, to look at: two minutes
 #   make faults       the whole campaign of faults (50 minutes), and its table in docs/reliability.md: best as root
 #   make soak         its row 40 alone: twenty minutes of load and faults at random (SOAK=minutes)

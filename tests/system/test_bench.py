@@ -40,7 +40,7 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """Two scenarios with three contenders, of which one is not installed; no namespace either, as
+    """Three scenarios with three contenders, of which one is not installed; no namespace either, as
     for a user who is not root, and no git."""
     directory = tmp_path_factory.mktemp("bench")
     programs = directory / "programs"
@@ -51,7 +51,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     ended = subprocess.run(
         [
             *COMMAND,
-            *("requests", "connections", "--contender", "rinetd", "--contender", "socat"),
+            *("requests", "connections", "datagrams", "--contender", "rinetd", "--contender", "socat"),
             *("--output", str(directory / "results")),
         ],
         cwd=ROOT,
@@ -70,7 +70,7 @@ def test_a_run_succeeds(done: Done) -> None:
     assert (done.status, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
-@pytest.mark.parametrize("scenario", ["requests", "connections"])
+@pytest.mark.parametrize("scenario", ["requests", "connections", "datagrams"])
 def test_each_scenario_is_saved_with_every_figure(done: Done, scenario: str) -> None:
     found = done.result(scenario)
     assert list(found.contenders) == ["rinetd", "fastfwd-1"]
@@ -80,9 +80,8 @@ def test_each_scenario_is_saved_with_every_figure(done: Done, scenario: str) -> 
 
 
 def test_tables_are_printed_with_ratios(done: Done) -> None:
-    assert (
-        done.stdout.count("fastfwd, 1 worker ÷ C rinetd") == 7
-    )  # four figures of requests, three of connections
+    # Four figures of requests, three of connections, four of datagrams.
+    assert done.stdout.count("fastfwd, 1 worker ÷ C rinetd") == 4 + 3 + 4
 
 
 def test_progress_is_not_among_the_tables(done: Done) -> None:
@@ -92,7 +91,7 @@ def test_progress_is_not_among_the_tables(done: Done) -> None:
 
 def test_there_is_a_report_with_pictures(done: Done) -> None:
     text = (done.directory / "README.md").read_text()
-    for scenario in ("requests", "connections"):
+    for scenario in ("requests", "connections", "datagrams"):
         assert f"]({scenario}.svg)" in text
         ElementTree.parse(done.directory / f"{scenario}.svg")
 
