@@ -17,7 +17,7 @@ from typing import NoReturn
 from bench import lab as labs
 from bench import report
 from bench.contenders import CONTENDERS
-from bench.processes import ROOT
+from bench.processes import ROOT, stop_descendants
 from bench.results import DIRECTORY
 from bench.scenario import measure
 from bench.scenarios import SCENARIOS
@@ -171,6 +171,7 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        stop_descendants()
         print(
             f"\nbench: stopped; what was complete is in {directory}, and `python -m bench --report --output"
             f" {directory}` makes its report",

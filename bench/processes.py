@@ -140,6 +140,19 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             pass
 
 
+def stop_descendants() -> None:
+    """Kill what this process has started, directly or not, and wait for it. After an interruption that
+    may be a client: subprocess neither ends one that it was just starting, nor waits long for
+    one that it has killed."""
+    children = family(os.getpid())[1:]
+    for child in children:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            pass
+    psutil.wait_procs(children, 5)
+
+
 def family(pid: int) -> list[psutil.Process]:
     """A process and all that descend from it; nothing if it has gone."""
     try:
