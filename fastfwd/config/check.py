@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from fastfwd.config.resolve import numeric
-from fastfwd.config.wording import expected, quote
+from fastfwd.config.wording import expected, place, quote
 from fastfwd.model import Address, Backend, Config, Forward, Origin, Problem, Protocol
 
 MOST_PORTS: Final = 4096
@@ -45,12 +45,8 @@ def check(config: Config, *, addresses: Addresses, is_local: IsLocal) -> list[Pr
         *_sources(config, addresses),
         *_loops(config, addresses, is_local),
     ]
-    return sorted(problems, key=lambda problem: problem.origin.line)
-
-
-def _place(origin: Origin, seen_from: Origin) -> str:
-    """Where another line is, seen from a line of some file."""
-    return f"line {origin.line}" if origin.file == seen_from.file else str(origin)
+    order = {file: number for number, file in enumerate(config.files)}
+    return sorted(problems, key=lambda each: (order.get(each.origin.file, 0), each.origin.line))
 
 
 def _parts(config: Config) -> list[Forward]:
@@ -120,7 +116,7 @@ def _conflicts(config: Config, addresses: Addresses) -> Iterator[Problem]:
             yield Problem(
                 forward.origin,
                 f"expected a listener of its own, found '{listen}', {how} '{other.listen}' of "
-                f"{_place(other.origin, forward.origin)}",
+                f"{place(other.origin, forward.origin)}",
             )
         others.setdefault(key, forward)
 
@@ -141,7 +137,7 @@ def _metrics(config: Config, addresses: Addresses) -> Iterator[Problem]:
             yield Problem(
                 config.origin("metrics"),
                 f"expected a metrics port of its own, found '{metrics}', {how} '{forward.listen}' of "
-                f"{_place(forward.origin, config.origin('metrics'))}",
+                f"{place(forward.origin, config.origin('metrics'))}",
             )
 
 
@@ -165,7 +161,10 @@ def _sources(config: Config, addresses: Addresses) -> Iterator[Problem]:
             host, sources = backend.endpoint.host, backend.sources
             ours = {each.family for source in sources for each in _resolved(source, addresses)}
             theirs = {each.family for each in _resolved(host, addresses)}
-            if ours and theirs and not ours & theirs:
+            if backend.endpoint.unix and sources:
+                what = "'src' with an address to dial, which a Unix socket has not"
+                yield Problem(forward.origin, expected(what, host))
+            elif ours and theirs and not ours & theirs:
                 version = "IPv6" if socket.AF_INET6 in theirs else "IPv4"
                 yield Problem(
                     forward.origin,
@@ -185,7 +184,7 @@ def _loops(config: Config, addresses: Addresses, is_local: IsLocal) -> Iterator[
             continue
         told.add(last.origin)
         turn = path.index(last)
-        places = [_place(each.origin, last.origin) for each in path[turn + 1 :] + path[: turn + 1]]
+        places = [place(each.origin, last.origin) for each in path[turn + 1 :] + path[: turn + 1]]
         if len(path) == 1:
             way = f"the listener '{last.listen}' of {places[0]} itself"
         else:

@@ -8,27 +8,40 @@ ask DNS (a host may stay a name) and never stop at the first error of a line.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from fastfwd.config.endpoint import Say, Service, endpoint, unix
-from fastfwd.config.options import options, pairs
+from fastfwd.config.options import OPTIONS, options, pairs
+from fastfwd.config.value import number
 from fastfwd.config.wording import expected, quote
 from fastfwd.model import UNIX, Backend, Endpoint, Forward, Origin, Protocol
 
 Sorry = Callable[[str], bytes]
 
 MOST_BACKENDS = 256
-HEAVIEST = 100
+
+WEIGHT: Final = number(1, 100, noun="weight")
+"""A backend's share among the others, as in rinetd-uv."""
 
 _FIELDS = re.compile(r"([^ \t]+)[ \t]+([^ \t]+)[ \t]+([^ \t]+)[ \t]+([^ \t\[]+)[ \t]*(.*)", re.DOTALL)
-_NO_PORT = re.compile(r"((?:^|(?<=[ \t]))unix:[^ \t]+)")
+# Fields that are Unix sockets and nothing else, which have no port.
+_NO_PORT = re.compile(r"((?:^|(?<=[ \t]))unix:[^ \t,\[]+(?:,unix:[^ \t,\[]+)*)(?=[ \t\[]|$)")
 # One of several backends: a host, perhaps with a port of its own, perhaps with a weight.
-_BACKEND = re.compile(r"(\[[^\]]*\]|[^*:]*|[^*]*:[^*]*:[^*]*?)(?::([^*:]+))?(?:\*([0-9]+))?")
+_BACKEND = re.compile(r"(unix:[^*]*|\[[^\]]*\]|[^*:]*|[^*]*:[^*]*:[^*]*?)(?::([^*:]+))?(?:\*([0-9]+))?")
 
-BALANCING = ("balance", "health_threshold", "recovery_timeout", "check_interval", "affinity_ttl")
-"""Fields that mean nothing to a forward with one backend."""
+BALANCING: Final = (
+    *("balance", "check", "health-threshold", "recovery-timeout", "affinity-ttl", "affinity-max-entries"),
+)
+"""Options that mean nothing to a forward with one backend."""
+
+TCP_ONLY: Final = {
+    "original_port": "'port=original' with TCP only: of a redirected datagram nobody tells the port",
+    "max_rate": "'max-rate' with TCP only: what paces a stream would lose datagrams",
+    "sorry_file": "'sorry-file' with TCP only: a datagram has no answer to wait for",
+    "check_interval": "'check' with TCP only: a datagram is not answered by anybody who is just there",
+}
+"""Fields that a UDP forward cannot have, each with why."""
 
 
 def parse_forward(
@@ -59,12 +72,7 @@ def parse_forward(
             listen = endpoint(bind_host, bind_port, service, say, warn)
         ends = _backends(targets, target_port, service, say, warn)
         found = options(pairs(rest, say), say, warn)
-        forward = assembled(listen, ends, origin, found, say, warn)
-        if "sorry_file" in found:
-            try:
-                forward = replace(forward, sorry=sorry(found["sorry_file"]))
-            except ValueError as error:
-                say(expected(str(error), found["sorry_file"]))
+        forward = assembled(listen, ends, origin, found, sorry=sorry, wrong=say, warn=warn)
     for message in errors:
         wrong(message)
     return None if errors else forward
@@ -75,12 +83,19 @@ def assembled(
     backends: list[Backend],
     origin: Origin,
     found: dict[str, Any],
+    *,
+    sorry: Sorry,
     wrong: Say,
     warn: Say,
 ) -> Forward:
     """A forward with what `options` has `found`; what does not fit together is told."""
-    fields = {key: value for key, value in found.items() if key != "sorry_file"}  # parse reads it
+    fields = dict(found)
     shared = {key: fields.pop(key) for key in ("sources", "dns_refresh") if key in fields}
+    if (file := fields.pop("sorry_file", None)) is not None:
+        try:
+            fields["sorry"] = sorry(file)
+        except ValueError as error:
+            wrong(expected(str(error), file))
     made = tuple(
         Backend(
             each.endpoint,
@@ -92,33 +107,38 @@ def assembled(
         for each in backends
     )
     forward = Forward(listen, made, origin, **fields)
-    idle = [name for name in BALANCING if name in fields]
-    if len(made) == 1 and idle:
-        warn(f"option {idle[0].replace('_', '-')!r} means nothing with one backend")
     _wrong_together(forward, found, wrong)
+    for name, partner in _without_partner(forward, found):
+        warn(f"option {name!r} means nothing {partner}")
     return forward
+
+
+def _without_partner(forward: Forward, found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The options that say nothing here, each with what it lacks."""
+    if len(forward.backends) == 1:
+        yield from ((name, "with one backend") for name in BALANCING if OPTIONS[name].field in found)
+    elif "affinity_entries" in found and not forward.affinity_ttl:
+        yield "affinity-max-entries", "without 'affinity-ttl'"
+    if forward.freebind and not any(each.sources for each in forward.backends):
+        yield "freebind", "without 'src'"
+    if all(each.endpoint.unix for each in forward.backends):
+        yield from ((name, "towards a Unix socket") for name in ("device", "mark", "dscp") if name in found)
 
 
 def _wrong_together(forward: Forward, found: dict[str, Any], wrong: Say) -> None:
     listen = forward.listen
     if "mode" in found and not listen.unix:
-        wrong("expected 'mode' with a Unix socket to listen on")
-    if listen.unix and forward.rules:
-        wrong("expected no rules for a Unix socket: its file's mode says who may connect")
+        wrong("expected 'mode' with a Unix socket to listen on only")
+    if listen.protocol is Protocol.UDP:
+        for field, why in TCP_ONLY.items():
+            if field in found:
+                wrong(f"expected {why}")
     if forward.original_port:
-        if listen.protocol is Protocol.UDP:
-            wrong("expected 'port=original' with TCP only: of a redirected datagram nobody tells the port")
         if listen.last is not None or any(each.endpoint.ports != range(1) for each in forward.backends):
             wrong("expected one port to listen on, and 0 for the port to dial, with 'port=original'")
+        if len(forward.backends) > 1:
+            wrong("expected one backend with 'port=original'")
         return
-    if listen.protocol is Protocol.UDP and forward.max_rate is not None:
-        wrong("expected 'max-rate' with TCP only: what paces a stream would lose datagrams")
-    if listen.protocol is Protocol.UDP and "sorry_file" in found:
-        wrong("expected 'sorry-file' with TCP only: a datagram has no answer to wait for")
-    if listen.protocol is Protocol.UDP and forward.check_interval is not None:
-        wrong("expected 'check' with TCP only: a datagram is not answered by anybody who is just there")
-    if forward.original_port and len(forward.backends) > 1:
-        wrong("expected one backend with 'port=original'")
     for each in forward.backends:
         count = len(each.endpoint.ports)
         if each.endpoint.last is not None and count != len(listen.ports):
@@ -138,26 +158,26 @@ def _spaced(text: str) -> str:
 
 
 def _backends(text: str, port: str, service: Service, wrong: Say, warn: Say) -> list[Backend]:
-    if text.startswith(UNIX) and "," not in text:
-        return [Backend(unix(text, wrong))]
-    if "," not in text and "*" not in text:
+    if "," not in text and "*" not in text and not text.startswith(UNIX):
         return [Backend(endpoint(text, port, service, wrong, warn))]
     found = []
     for word in text.split(","):
-        if word.startswith(UNIX):
-            found.append(Backend(unix(word, wrong)))
-            continue
         match = _BACKEND.fullmatch(word)
         if match is None or not match[1]:
             wrong(expected("a backend 'host', 'host:port' or 'host*weight'", word))
             continue
         host, own_port, weight = match.groups()
-        if weight is not None and not 1 <= int(weight[:9]) <= HEAVIEST:
-            wrong(expected(f"a weight from 1 to {HEAVIEST} after the '*'", word))
+        try:
+            share = WEIGHT.read(weight or "1")
+        except ValueError:
+            wrong(expected(f"{WEIGHT.what} after the '*'", word))
+            continue
+        if host.startswith(UNIX):
+            found.append(Backend(unix(host, wrong), share))
             continue
         suffix = port.partition("/")[2]
         whole = port if own_port is None else f"{own_port}/{suffix}" if suffix else own_port
-        found.append(Backend(endpoint(host, whole, service, wrong, warn), int(weight or 1)))
+        found.append(Backend(endpoint(host, whole, service, wrong, warn), share))
     if len(found) > MOST_BACKENDS:
         wrong(f"expected at most {MOST_BACKENDS} backends, found {len(found)}")
     return found

@@ -7,6 +7,7 @@ name, open a log or bind a port of the configuration.
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
@@ -110,22 +111,26 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _content(path: str) -> bytes:
-    """What is in a file, at most one byte more than LARGEST. Raises OSError."""
+    """What is in a file. Raises OSError, EFBIG where there are more than LARGEST bytes."""
     with open(path, "rb") as file:
-        return file.read(LARGEST + 1)
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise OSError(errno.EFBIG, f"more than {LARGEST} bytes")
+    return data
 
 
 def _read(path: str) -> bytes:
     whole = Origin(path, 0)
     try:
-        data = _content(path)
+        return _content(path)
     except IsADirectoryError:
         raise ConfigError([Problem(whole, "expected a file, found a directory")]) from None
     except OSError as error:
-        raise ConfigError([Problem(whole, f"cannot read it: {error.strerror}")]) from None
-    if len(data) > LARGEST:
-        raise ConfigError([Problem(whole, f"expected at most {LARGEST} bytes, found more")])
-    return data
+        if error.errno == errno.EFBIG:
+            what = f"expected at most {LARGEST} bytes, found more"
+        else:
+            what = f"cannot read it: {error.strerror}"
+        raise ConfigError([Problem(whole, what)]) from None
 
 
 def _accounts(config: Config) -> list[Problem]:

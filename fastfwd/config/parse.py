@@ -19,14 +19,35 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from glob import has_magic
+from typing import Any, Final, NamedTuple
 
 from fastfwd.config.endpoint import LONGEST_PATH, Service
 from fastfwd.config.forward import parse_forward
-from fastfwd.config.number import AMOUNT, NO_TIME, TIME, amount, seconds
 from fastfwd.config.pattern import is_pattern, network, never_matches, normalise
 from fastfwd.config.resolve import numeric
-from fastfwd.config.wording import expected, quote
-from fastfwd.model import AccessRule, Config, Forward, LogFormat, MetricsAddress, Origin, Problem
+from fastfwd.config.value import (
+    AMOUNT,
+    CONNECT_TIME,
+    NO_TIME,
+    SWITCH,
+    TIME,
+    Value,
+    name,
+    number,
+    one_of,
+)
+from fastfwd.config.wording import closest, expected, place, quote
+from fastfwd.model import (
+    UNIX,
+    AccessRule,
+    Config,
+    Forward,
+    LogFormat,
+    MetricsAddress,
+    Origin,
+    Problem,
+)
 
 MOST_WORKERS = 1024
 GUARDS = frozenset(
@@ -35,8 +56,66 @@ GUARDS = frozenset(
         *("max-connections", "max-connections-per-client", "max-udp-connections"),
     }
 )
-FAMILIES: dict[str, int | None] = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "any": None}
 
+
+class Setting(NamedTuple):
+    """The `field` of Config, or of its limits, that a directive sets, and what its value may be."""
+
+    field: str
+    value: Value
+
+
+_WORKERS = number(1, MOST_WORKERS)
+
+SETTINGS: Final = {
+    "workers": Setting(
+        "workers",
+        Value(f"'auto' or {_WORKERS.what}", lambda text: None if text == "auto" else _WORKERS.read(text)),
+    ),
+    "user": Setting("user", name("the name of an account")),
+    "group": Setting("group", name("the name of a group")),
+    "logformat": Setting("logformat", one_of({each.value: each for each in LogFormat})),
+    "listen-backlog": Setting("backlog", number(1, 65535)),
+    "statusinterval": Setting("status_interval", TIME),
+    "statusformat": Setting("status_text", one_of({"json": False, "text": True})),
+    "statsloginterval": Setting("stats_interval", NO_TIME),
+    "dns-refresh": Setting("dns_refresh", NO_TIME),
+    "dns-multi-ip-expand": Setting("dns_expand", SWITCH),
+    "dns-multi-ip-proto": Setting(
+        "dns_family", one_of({"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "any": None})
+    ),
+}
+"""Directives with one word as their value."""
+
+LIMITS: Final = {
+    "max-connections": Setting("connections", AMOUNT),
+    "max-connections-per-client": Setting("connections_per_client", AMOUNT),
+    "max-udp-connections": Setting("udp_connections", AMOUNT),
+    "connect-timeout": Setting("connect_timeout", CONNECT_TIME),
+    "idle-timeout": Setting("idle_timeout", TIME),
+    "half-close-timeout": Setting("half_close_timeout", TIME),
+}
+"""Those of them that set a field of Limits."""
+
+WITHOUT_MEANING: Final = {
+    "buffersize": Setting("", number(1024, 1 << 20)),
+    "pool-min-free": Setting("", number(0, 10_000)),
+    "pool-max-free": Setting("", number(1, 100_000)),
+    "pool-trim-delay": Setting("", number(100, 300_000)),
+}
+"""Those of them that are rinetd-uv's words about its buffers."""
+
+WORDS: Final = {**SETTINGS, **LIMITS, **WITHOUT_MEANING}
+
+FILES: Final = {
+    "logfile": "logfile",
+    "pidlogfile": "pidfile",
+    "pidfile": "pidfile",
+    "statusfile": "statusfile",
+}
+"""Directives with a file's name as their value -> fields of Config."""
+
+METRICS: Final = "'ADDRESS:PORT' or 'unix:/path'"
 _BLANKS = " \t"
 _FIRST_WORD = re.compile(r"[^ \t#]*")
 _FORWARD = re.compile(r"[^ \t#]+[ \t]+[0-9]+(?:-[0-9]+)?(?:/tcp|/udp)?[ \t]+[^ \t#]+[ \t]+[^ \t#]")
@@ -54,16 +133,10 @@ LONGEST_SORRY = 1 << 20
 MOST_WRONG = 20
 """Errors of one list of patterns that are told."""
 
-SYSTEMS_TIMEOUT = 127
-"""Seconds that the kernel's own six repetitions of a SYN take (tcp(7), tcp_syn_retries)."""
-
 DEEPEST = 10
 """Levels of files that include each other, as in rinetd-uv."""
 
 MOST_FILES = 10_000
-
-WITHOUT_MEANING = ("buffersize", "pool-min-free", "pool-max-free", "pool-trim-delay")
-"""Directives of rinetd-uv about its buffers."""
 
 ReadFile = Callable[[str], bytes]
 Matching = Callable[[str], list[str]]
@@ -119,9 +192,9 @@ def parse(
 
 def _lines(data: bytes) -> Iterator[tuple[int, str]]:
     """The lines with their numbers as an editor counts them: NUL ends a line for rinetd, but not there."""
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for count, line in enumerate(data.split(b"\n"), 1):
         for part in line.removesuffix(b"\r").split(b"\0"):
-            yield number, part.decode("utf-8", "surrogateescape")
+            yield count, part.decode("utf-8", "surrogateescape")
 
 
 class Reader:
@@ -147,37 +220,26 @@ class Reader:
             "allow": lambda rest: self.access(rest, True),
             "deny": lambda rest: self.access(rest, False),
             "include": self.include,
-            "logfile": self.logfile,
-            "pidlogfile": self.pidlogfile,
-            "pidfile": self.pidlogfile,
+            **{word: partial(self.file_of, word) for word in FILES},
+            **{word: partial(self.setting, word) for word in WORDS},
             "logcommon": self.logcommon,
-            "logformat": self.logformat,
             "logduration": self.logduration,
-            "workers": self.workers,
-            "user": self.user,
-            "group": self.group,
             "metrics": self.metrics,
-            "max-connections": lambda rest: self.limit("max-connections", "connections", rest),
-            "max-connections-per-client": lambda rest: self.limit(
-                "max-connections-per-client", "connections_per_client", rest
-            ),
-            "max-udp-connections": lambda rest: self.limit("max-udp-connections", "udp_connections", rest),
-            "connect-timeout": lambda rest: self.time("connect-timeout", "connect_timeout", rest),
-            "idle-timeout": lambda rest: self.time("idle-timeout", "idle_timeout", rest),
-            "listen-backlog": self.listen_backlog,
-            "statusfile": self.statusfile,
-            "statusinterval": self.statusinterval,
-            "statsloginterval": self.statsloginterval,
-            "statusformat": self.statusformat,
-            **{word: partial(self.without_meaning, word) for word in WITHOUT_MEANING},
-            "dns-refresh": self.dns_refresh,
-            "dns-multi-ip-expand": self.dns_expand,
-            "dns-multi-ip-proto": self.dns_family,
-            "half-close-timeout": lambda rest: self.time("half-close-timeout", "half_close_timeout", rest),
         }
+        """What reads the rest of a directive's line, by its word."""
 
     def config(self) -> Config:
         forwards = tuple(replace(forward, rules=tuple(rules)) for forward, rules in self.forwards)
+        for forward in forwards:
+            if forward.listen.unix and forward.rules:
+                message = (
+                    "access rules do not concern a Unix socket's clients: its 'mode' says who may connect"
+                )
+                self.warnings.append(Problem(forward.rules[0].origin or forward.origin, message))
+        for directive in ("statusinterval", "statusformat"):
+            if directive in self.origins and self.settings.statusfile is None:
+                message = f"{directive!r} means nothing without 'statusfile'"
+                self.warnings.append(Problem(self.origins[directive], message))
         if not forwards:
             self.warnings.append(Problem(Origin(self.file, 0), "no forwards: there is nothing to do"))
         return replace(
@@ -195,6 +257,10 @@ class Reader:
     def breach(self, message: str) -> None:
         self.problems.append(GuardProblem(self.here, message))
 
+    def guarded(self, directive: str) -> Callable[[str], None]:
+        """What tells an error in a line with that directive."""
+        return self.breach if directive in GUARDS else self.wrong
+
     def warn(self, message: str) -> None:
         self.warnings.append(Problem(self.here, message))
 
@@ -203,8 +269,8 @@ class Reader:
         before, self.file = self.file, path
         self.files.append(path)
         self.inside.append(os.path.realpath(path))
-        for number, text in _lines(data):
-            self.read(number, text)
+        for line, text in _lines(data):
+            self.read(line, text)
         self.inside.pop()
         self.file = before
 
@@ -214,8 +280,12 @@ class Reader:
             return
         here = self.here
         found = self.matching(os.path.join(os.path.dirname(self.file), pattern))
-        if not found:
-            self.warn(f"no file matches {pattern!r}: nothing is included")
+        if not found and has_magic(pattern):
+            self.warn(f"no file matches {quote(pattern)}: nothing is included")
+        elif not found:
+            self.breach(
+                f"expected a file that can be read, found {quote(pattern)}: {os.strerror(errno.ENOENT)}"
+            )
         for path in found:
             self.here = here
             if os.path.realpath(path) in self.inside:
@@ -238,65 +308,9 @@ class Reader:
             self.set(word)
             self.warn(f"{word!r} means nothing here: buffers are the kernel's")
 
-    def listen_backlog(self, rest: str) -> None:
-        what = "a number from 1 to 65535"
-        word = self.argument(rest, what, self.wrong)
-        if word is None:
-            return
-        if re.fullmatch("0*[1-9][0-9]{0,4}", word) is None or int(word) > 65535:
-            self.wrong(expected(what, word))
-            return
-        self.set("listen-backlog")
-        self.settings = replace(self.settings, backlog=int(word))
-
-    def statusfile(self, rest: str) -> None:
-        name = self.file_name(rest)
-        if name is not None:
-            self.set("statusfile")
-            self.settings = replace(self.settings, statusfile=name)
-
-    def statusformat(self, rest: str) -> None:
-        what = "'json' or 'text'"
-        word = self.argument(rest, what, self.wrong)
-        if word is not None and word not in ("json", "text"):
-            self.wrong(expected(what, word))
-        elif word is not None:
-            self.set("statusformat")
-            self.settings = replace(self.settings, status_text=word == "text")
-
-    def statusinterval(self, rest: str) -> None:
-        if (number := self.seconds("statusinterval", rest, or_none=False)) is not None:
-            self.settings = replace(self.settings, status_interval=number)
-
-    def statsloginterval(self, rest: str) -> None:
-        if (number := self.seconds("statsloginterval", rest, or_none=True)) is not None:
-            self.settings = replace(self.settings, stats_interval=number)
-
-    def seconds(self, directive: str, rest: str, *, or_none: bool) -> int | None:
-        what = NO_TIME if or_none else TIME
-        word = self.argument(rest, what, self.wrong)
-        if word is None:
-            return None
-        if (number := seconds(word, or_none=or_none)) is None:
-            self.wrong(expected(what, word))
-            return None
-        self.set(directive)
-        return number
-
-    def dns_expand(self, rest: str) -> None:
-        what = "'on' or 'off'"
-        word = self.argument(rest, what, self.wrong)
-        if word is None:
-            return
-        if word not in ("on", "off"):
-            self.wrong(expected(what, word))
-            return
-        self.set("dns-multi-ip-expand")
-        self.settings = replace(self.settings, dns_expand=word == "on")
-
-    def read(self, number: int, text: str) -> None:
-        self.here = Origin(self.file, number)
-        if number == 1 and text.startswith("\ufeff"):
+    def read(self, line: int, text: str) -> None:
+        self.here = Origin(self.file, line)
+        if line == 1 and text.startswith("\ufeff"):
             self.wrong("expected plain text, found a byte order mark (save the file without one)")
             text = text.removeprefix("\ufeff")
         text = text.strip(_BLANKS)
@@ -315,8 +329,9 @@ class Reader:
         complete = _MEANS_FORWARD.match(body) is not None or _UNIX.match(body) is not None
         meant = None if complete else _directive_meant(word, self.directives)
         if meant is not None:
-            say = self.breach if meant in GUARDS else self.wrong
-            say(f"expected a forward or a directive, found {quote(body)} (did you mean {meant!r}?)")
+            self.guarded(meant)(
+                f"expected a forward or a directive, found {quote(body)} (did you mean {meant!r}?)"
+            )
             return
         if complete:
             self.scope = []
@@ -353,15 +368,26 @@ class Reader:
             return True
         first = self.names.setdefault(forward.name, self.here)
         if first is not self.here:
-            self.wrong(f"expected a name of its own, found {forward.name!r} of line {first.line}")
+            where = place(first, self.here)
+            self.wrong(f"expected a name of its own, found {quote(forward.name)} of {where}")
         return first is self.here
 
     def access(self, rest: str, allow: bool) -> None:
         word = rest.strip(_BLANKS)
         if word.startswith("@"):
-            self.access_list(word.removeprefix("@"), allow)
-        elif (pattern := self.argument(rest, "a pattern", self.breach)) is not None:
-            self.access_rule(pattern, allow)
+            name = self.file_name(f" {word.removeprefix('@')}", self.breach)
+            pattern = None if name is None else f"@{name}"
+        else:
+            pattern = self.argument(rest, "a pattern", self.breach)
+        if pattern is not None:
+            self.pattern(pattern, allow)
+
+    def pattern(self, text: str, allow: bool) -> None:
+        """A pattern, or `@` and the name of a file of them."""
+        if text.startswith("@"):
+            self.access_list(os.path.join(os.path.dirname(self.file), text.removeprefix("@")), allow)
+        else:
+            self.access_rule(text, allow)
 
     def access_rule(self, pattern: str, allow: bool) -> None:
         if "/" in pattern:
@@ -379,23 +405,19 @@ class Reader:
                 self.warn(_never(pattern, allow))
         self.scope.append(AccessRule(allow, plain, self.here))
 
-    def access_list(self, rest: str, allow: bool) -> None:
-        """`@file`: a pattern a line."""
-        name = self.file_name(f" {rest}", self.breach)
-        if name is None:
-            return
-        path = os.path.join(os.path.dirname(self.file), name)
+    def access_list(self, path: str, allow: bool) -> None:
+        """A file of patterns, one a line."""
         try:
             lines = list(_lines(self.read_file(path)))
         except OSError as error:
             self.breach(f"expected a list of patterns, found {path!r}: {error.strerror}")
             return
         directive, before, wrong = self.here, len(self.scope), len(self.problems)
-        for number, line in lines:
-            self.here = Origin(path, number)
-            words = line.partition("#")[0].split()
+        for line, text in lines:
+            self.here = Origin(path, line)
+            words = text.partition("#")[0].split()
             if len(words) > 1:
-                self.breach(expected("one pattern a line", line.strip()))
+                self.breach(expected("one pattern a line", text.strip()))
             elif words:
                 self.access_rule(words[0], allow)
             if len(self.problems) - wrong > MOST_WRONG:
@@ -405,147 +427,91 @@ class Reader:
         if len(self.scope) == before and len(self.problems) == wrong:
             self.breach(f"expected a pattern in the list {path!r}, found none")
 
-    def logfile(self, rest: str) -> None:
-        name = self.file_name(rest)
-        if name is not None:
-            self.set("logfile")
-            self.settings = replace(self.settings, logfile=name)
-
-    def pidlogfile(self, rest: str) -> None:
-        name = self.file_name(rest)
-        if name is not None:
-            self.set("pidlogfile")
-            self.settings = replace(self.settings, pidfile=name)
-
     def logcommon(self, rest: str) -> None:
         if self.nothing(rest):
-            self.format(LogFormat.COMMON)
-
-    def logformat(self, rest: str) -> None:
-        what = "one of the formats 'rinetd', 'common', 'json'"
-        word = self.argument(rest, what, self.wrong)
-        if word is None:
-            return
-        try:
-            self.format(LogFormat(word))
-        except ValueError:
-            self.wrong(expected(what, word))
+            self.give("logformat", LogFormat.COMMON.value)
 
     def logduration(self, rest: str) -> None:
         if self.nothing(rest):
-            self.origins["logduration"] = self.here
-            self.settings = replace(self.settings, logduration=True)
+            self.set("logduration", logduration=True)
 
-    def workers(self, rest: str) -> None:
-        what = f"'auto' or a number from 1 to {MOST_WORKERS}"
-        word = self.argument(rest, what, self.wrong)
-        if word is None:
-            return
-        number = None
-        if word != "auto":
-            digits = word.lstrip("0")  # int() refuses thousands of them
-            if re.fullmatch("[1-9][0-9]{0,3}", digits) is None or int(digits) > MOST_WORKERS:
-                self.wrong(expected(what, word))
-                return
-            number = int(digits)
-        self.set("workers")
-        self.settings = replace(self.settings, workers=number)
+    def file_of(self, directive: str, rest: str) -> None:
+        if (found := self.file_name(rest)) is not None:
+            self.give(directive, found)
 
-    def user(self, rest: str) -> None:
-        name = self.argument(rest, "the name of an account", self.breach)
-        if name is not None:
-            self.set("user")
-            self.settings = replace(self.settings, user=name)
+    def setting(self, directive: str, rest: str) -> None:
+        if (word := self.argument(rest, WORDS[directive].value.what, self.guarded(directive))) is not None:
+            self.give(directive, word)
 
-    def group(self, rest: str) -> None:
-        name = self.argument(rest, "the name of a group", self.breach)
-        if name is not None:
-            self.set("group")
-            self.settings = replace(self.settings, group=name)
+    def give(self, directive: str, text: str) -> None:
+        """Set a directive that has a value (`metrics`, and those of the tables above) to `text`, which
+        has no quotes, blanks or comment around it."""
+        if directive in FILES:
+            self.set("pidlogfile" if directive == "pidfile" else directive, **{FILES[directive]: text})
+            return
+        if directive == "metrics":
+            self.exporter(text)
+            return
+        field, value = WORDS[directive]
+        try:
+            found = value.read(text)
+        except ValueError:
+            self.guarded(directive)(value.wrong(text))
+            return
+        if directive in WITHOUT_MEANING:
+            if directive not in self.origins:
+                self.warn(f"{directive!r} means nothing here: buffers are the kernel's")
+            self.set(directive)
+        elif directive in LIMITS:
+            self.set(directive, limits=replace(self.settings.limits, **{field: found}))
+        else:
+            self.set(directive, **{field: found})
 
-    def limit(self, directive: str, field: str, rest: str) -> None:
-        word = self.argument(rest, AMOUNT, self.breach)
-        if word is None:
-            return
-        if (number := amount(word)) is None:
-            self.breach(expected(AMOUNT, word))
-            return
-        self.set(directive)
-        self.settings = replace(self.settings, limits=replace(self.settings.limits, **{field: number}))
-
-    def time(self, directive: str, field: str, rest: str) -> None:
-        word = self.argument(rest, TIME, self.wrong)
-        if word is None:
-            return
-        if directive == "connect-timeout" and seconds(word, or_none=True) == 0:
-            word = f"{SYSTEMS_TIMEOUT}"  # as in rinetd-uv
-        if (number := seconds(word)) is None:
-            self.wrong(expected(TIME, word))
-            return
-        self.set(directive)
-        self.settings = replace(self.settings, limits=replace(self.settings.limits, **{field: number}))
-
-    def dns_refresh(self, rest: str) -> None:
-        if (number := self.seconds("dns-refresh", rest, or_none=True)) is not None:
-            self.settings = replace(self.settings, dns_refresh=number)
-
-    def dns_family(self, rest: str) -> None:
-        what = "one of 'ipv4', 'ipv6', 'any'"
-        word = self.argument(rest, what, self.wrong)
-        if word is None:
-            return
-        if word not in FAMILIES:
-            self.wrong(expected(what, word))
-            return
-        self.set("dns-multi-ip-proto")
-        self.settings = replace(self.settings, dns_family=FAMILIES[word])
+    def set(self, directive: str, **fields: Any) -> None:
+        before, settings = self.origins.get(directive), replace(self.settings, **fields)
+        if before is not None and settings != self.settings:
+            self.warn(f"{directive!r} is repeated: this line replaces {place(before, self.here)}")
+        self.origins[directive] = self.here
+        self.settings = settings
 
     def metrics(self, rest: str) -> None:
-        what = "'ADDRESS:PORT' or 'unix:/path'"
-        if not rest.strip(_BLANKS).startswith("unix:"):
-            word = self.argument(rest, what, self.wrong)
-            address = None if word is None else self.metrics_address(word, what)
+        if not rest.strip(_BLANKS).startswith(UNIX):
+            found = self.argument(rest, METRICS, self.wrong)
         else:
-            path = self.file_name(rest.replace("unix:", "", 1))
-            address = None if path is None else self.metrics_path(path)
-        if address is not None:
-            self.set("metrics")
-            self.settings = replace(self.settings, metrics=address)
+            path = self.file_name(rest.replace(UNIX, "", 1))
+            found = None if path is None else f"{UNIX}{path}"
+        if found is not None:
+            self.give("metrics", found)
 
-    def metrics_address(self, word: str, what: str) -> MetricsAddress | None:
+    def exporter(self, text: str) -> None:
+        if not text.startswith(UNIX):
+            address = self.metrics_address(text)
+        else:
+            path = text.removeprefix(UNIX)
+            address = MetricsAddress(path=path)
+            if not path or len(os.fsencode(path)) > LONGEST_PATH:
+                self.wrong(expected(f"a path of at most {LONGEST_PATH} bytes (unix(7))", path))
+                return
+        if address is not None:
+            self.set("metrics", metrics=address)
+
+    def metrics_address(self, word: str) -> MetricsAddress | None:
         host, colon, port = word.rpartition(":")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not colon or not port.isascii() or not port.isdigit():
-            self.wrong(expected(what, word))
+            self.wrong(expected(METRICS, word))
         elif (":" in bare) != (bare != host):
-            self.wrong(expected(f"{what} with an IPv6 address, and nothing else, in square brackets", word))
+            self.wrong(
+                expected(f"{METRICS} with an IPv6 address, and nothing else, in square brackets", word)
+            )
         elif (address := numeric(bare)) is None:
-            self.wrong(expected(f"{what} with a numeric address (every one is '0.0.0.0' or '[::]')", word))
+            what = "a numeric address (every one is '0.0.0.0' or '[::]')"
+            self.wrong(expected(f"{METRICS} with {what}", word))
         elif len(digits := port.lstrip("0") or "0") > 5 or int(digits) > 65535:
             self.wrong(expected("a port from 0 to 65535", port))
         else:
             return MetricsAddress(address.text, int(digits))
         return None
-
-    def metrics_path(self, path: str) -> MetricsAddress | None:
-        if len(os.fsencode(path)) > LONGEST_PATH:
-            self.wrong(expected(f"a path of at most {LONGEST_PATH} bytes (unix(7))", path))
-            return None
-        return MetricsAddress(path=path)
-
-    def format(self, logformat: LogFormat) -> None:
-        before = self.origins.get("logformat")
-        if before is not None and self.settings.logformat is not logformat:
-            old = self.settings.logformat.value
-            self.warn(f"log format {logformat.value!r} replaces {old!r} of line {before.line}")
-        self.origins["logformat"] = self.here
-        self.settings = replace(self.settings, logformat=logformat)
-
-    def set(self, directive: str) -> None:
-        before = self.origins.get(directive)
-        if before is not None:
-            self.warn(f"{directive!r} is repeated: this line replaces line {before.line}")
-        self.origins[directive] = self.here
 
     def argument(self, rest: str, what: str, wrong: Callable[[str], None]) -> str | None:
         """The single word after a directive, a comment ignored; None when an error was told."""
@@ -623,7 +589,4 @@ def _directive_meant(word: str, directives: dict[str, Callable[[str], None]]) ->
     for directive in ("allow", "deny"):
         if word.startswith(directive):
             return directive
-    import difflib  # noqa: PLC0415  # only a bad file pays for it
-
-    close = difflib.get_close_matches(word, directives, 1, 0.75)
-    return close[0] if close else None
+    return closest(word, directives, 0.75)

@@ -7,17 +7,18 @@ language is so in the other. Needs PyYAML (`fastfwd[yaml]`).
 
 from __future__ import annotations
 
-import difflib
+import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
 from fastfwd.config.endpoint import Service, endpoint, unix
-from fastfwd.config.forward import assembled
+from fastfwd.config.forward import WEIGHT, assembled
 from fastfwd.config.options import OPTIONS, options
 from fastfwd.config.parse import Matching, Reader, ReadFile
-from fastfwd.config.wording import expected
+from fastfwd.config.value import SWITCH
+from fastfwd.config.wording import expected, meant, quote
 from fastfwd.model import UNIX, Backend, Config, ConfigError, Endpoint, Origin, Problem, Protocol
 
 RENAMED: Final = {
@@ -32,6 +33,9 @@ RENAMED: Final = {
 SWITCHES: Final = {"log_common": "logcommon", "log_duration": "logduration"}
 """Those that are on or off, and a directive without a value."""
 
+NOT_HERE: Final = frozenset({"allow", "deny", "include", "logcommon", "logduration"})
+"""Directives that have another form in YAML, or none."""
+
 BALANCING: Final = {
     "algorithm": "balance",
     "health_threshold": "health-threshold",
@@ -41,8 +45,25 @@ BALANCING: Final = {
 }
 """Words of `load_balancing` -> options."""
 
+SPELLINGS: Final = {"true": "on", "on": "on", "yes": "on", "false": "off", "off": "off", "no": "off"}
+"""Truth values, as YAML 1.1 has them."""
+
+BACKEND: Final = ("dest", "name", "weight", "dns_refresh", "src")
+"""Words of a backend."""
+
+ELSEWHERE: Final = frozenset({"name", *BALANCING.values()})
+"""Options that are not simply words of a rule."""
+
+REQUIRED: Final = ("name", "bind", "connect")
+"""What a rule cannot do without."""
+
+FEW: Final = 6
+"""So many keys a message lists; of more the manual page has the list."""
+
 Node = Any
 """yaml.nodes.Node"""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def parse_yaml(
@@ -62,6 +83,8 @@ def parse_yaml(
         raise ConfigError([Problem(Origin(file, 0), text)]) from None
     try:
         root = yaml.compose(data, yaml.SafeLoader)
+    except RecursionError:
+        raise ConfigError([Problem(Origin(file, 0), "expected YAML: it is nested too deeply")]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = Origin(file, mark.line + 1 if mark else 0)
@@ -82,11 +105,11 @@ class _Document:
         self.reader = reader
 
     def read(self, root: Node) -> None:
-        for key, value in self.pairs(root, ("global", "rules")):
+        for key, value in self.pairs(root, "a configuration", ("global", "rules")):
             if key == "global":
                 self.settings(value)
             else:
-                for rule in self.items(value):
+                for rule in self.items(value, "a list of rules"):
                     self.rule(rule)
 
     def at(self, node: Node) -> None:
@@ -95,30 +118,30 @@ class _Document:
     def wrong(self, message: str) -> None:
         self.reader.wrong(message)
 
-    def pairs(self, node: Node, known: Iterable[str]) -> Iterable[tuple[str, Node]]:
-        """The entries of a mapping whose keys may be `known`; each is where the reader is then."""
+    def pairs(self, node: Node, what: str, known: Collection[str]) -> Iterator[tuple[str, Node]]:
+        """The entries of a mapping, `what` it is, whose keys may be `known`; each is where the reader is
+        then. A key may be a misspelt `deny`, so an unknown one is not skipped."""
         self.at(node)
         if node.id != "mapping":
-            self.wrong(f"expected a mapping with some of {', '.join(sorted(known))}")
+            self.wrong(f"expected a mapping with the keys of {what}, found {_shape(node)}")
             return
         seen: set[str] = set()
         for key_node, value in node.value:
             self.at(key_node)
-            key = str(key_node.value)
+            key = str(key_node.value) if key_node.id == "scalar" else _shape(key_node)
             if key not in known:
-                close = difflib.get_close_matches(key, list(known), 1, 0.6)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                self.reader.breach(expected(f"one of {', '.join(sorted(known))}", key) + hint)
+                listed = ", ".join(sorted(known)) if len(known) <= FEW else "fastfwd(8) lists them"
+                self.reader.breach(expected(f"a key of {what} ({listed})", key) + meant(key, known))
             elif key in seen:
                 self.wrong(expected("each key once", key))
             else:
                 seen.add(key)
                 yield key, value
 
-    def items(self, node: Node) -> list[Node]:
+    def items(self, node: Node, what: str) -> list[Node]:
         self.at(node)
         if node.id != "sequence":
-            self.wrong("expected a list")
+            self.wrong(f"expected {what}, found {_shape(node)}")
             return []
         return list(node.value)
 
@@ -126,60 +149,69 @@ class _Document:
         """A scalar as it stands; None when an error was told."""
         self.at(node)
         if node.id != "scalar" or node.tag.endswith(":null"):
-            self.wrong("expected a single value")
+            self.wrong(f"expected a single value, found {_shape(node)}")
+            return None
+        if _UNPRINTABLE.search(node.value):
+            self.wrong(expected("a value of printable text", node.value))
             return None
         return str(node.value)
 
     def texts(self, node: Node) -> list[str]:
         """A scalar, or a list of them."""
-        found = [self.text(each) for each in (self.items(node) if node.id == "sequence" else [node])]
-        return [each for each in found if each is not None]
+        return [text for _, text in self.places(node)]
 
-    def switch(self, node: Node) -> bool | None:
+    def places(self, node: Node) -> list[tuple[Node, str]]:
+        """The same with where each stands."""
+        return [(each, text) for each in _all(node) if (text := self.text(each)) is not None]
+
+    def switch(self, node: Node) -> str | None:
+        """A truth value, "on" or "off"."""
         word = self.text(node)
-        if word is not None and word.lower() not in ("true", "false", "on", "off", "yes", "no"):
+        if word is not None and word.lower() not in SPELLINGS:
             self.wrong(expected("true or false", word))
             return None
-        return None if word is None else word.lower() in ("true", "on", "yes")
+        return None if word is None else SPELLINGS[word.lower()]
 
     # -- global
 
     def settings(self, node: Node) -> None:
         directives = {word.replace("-", "_"): word for word in self.reader.directives if word not in NOT_HERE}
-        directives |= {word: name for word, name in RENAMED.items() if name in self.reader.directives}
-        known = {*directives, *SWITCHES, "access", "status"}
-        for key, value in self.pairs(node, known):
+        directives |= RENAMED
+        for key, value in self.pairs(node, "'global'", {*directives, *SWITCHES, "access", "status"}):
             if key == "access":
                 self.access(value, self.reader.global_rules)
             elif key == "status":
                 self.status(value)
             elif key in SWITCHES:
-                if self.switch(value):
+                if self.switch(value) == "on":
                     self.reader.directives[SWITCHES[key]]("")
             elif key == "dns_multi_ip_expand":
                 if (on := self.switch(value)) is not None:
-                    self.reader.directives["dns-multi-ip-expand"](" on" if on else " off")
+                    self.reader.give("dns-multi-ip-expand", on)
             elif (word := self.text(value)) is not None:
-                self.reader.directives[directives[key]](f" {_quoted(word)}")
+                self.reader.give(directives[key], word)
 
     def status(self, node: Node) -> None:
         words = {"file": "statusfile", "interval": "statusinterval", "format": "statusformat"}
         enabled, found = True, []
-        for key, value in self.pairs(node, (*words, "enabled")):
+        for key, value in self.pairs(node, "'status'", (*words, "enabled")):
             if key == "enabled":
-                enabled = self.switch(value) is not False
+                enabled = self.switch(value) != "off"
             elif (word := self.text(value)) is not None:
                 found.append((words[key], word, self.reader.here))
+        self.at(node)
+        if enabled and node.id == "mapping" and "statusfile" not in [directive for directive, _, _ in found]:
+            self.wrong("expected 'status' with 'file', found none")
         for directive, word, here in found if enabled else []:
             self.reader.here = here
-            self.reader.directives[directive](f" {_quoted(word)}")
+            self.reader.give(directive, word)
 
     def access(self, node: Node, scope: list[Any]) -> None:
         before, self.reader.scope = self.reader.scope, scope
-        for key, value in self.pairs(node, ("allow", "deny")):
-            for item in self.items(value) if value.id == "sequence" else [value]:
-                if (pattern := self.text(item)) is not None:
-                    self.reader.access(f" {pattern}", key == "allow")
+        for key, value in self.pairs(node, "'access'", ("allow", "deny")):
+            for item, pattern in self.places(value):
+                self.at(item)
+                self.reader.pattern(pattern, key == "allow")
         self.reader.scope = before
 
     # -- rules
@@ -188,33 +220,32 @@ class _Document:
         self.at(node)
         start = self.reader.here
         told = len(self.reader.problems)
-        plain = {name.replace("-", "_"): name for name in ("src", *OPTIONS) if name not in BALANCING.values()}
-        del plain["name"]
-        known = {*plain, "name", "bind", "connect", "access", "load_balancing"}
+        plain = {name.replace("-", "_"): name for name in ("src", *OPTIONS) if name not in ELSEWHERE}
+        known = {*plain, *REQUIRED, "access", "load_balancing"}
         parts: dict[str, Node] = {}
-        chosen: list[tuple[str, str]] = []
-        for key, value in self.pairs(node, known):
+        found: dict[str, Any] = {}
+        for key, value in self.pairs(node, "a rule", known):
             if key in plain:
-                chosen += self.option(plain[key], value)
+                found |= self.option(plain[key], value)
             elif key == "load_balancing":
-                for word, each in self.pairs(value, BALANCING):
-                    chosen += self.option(BALANCING[word], each)
+                for word, each in self.pairs(value, "'load_balancing'", BALANCING):
+                    found |= self.option(BALANCING[word], each)
+            elif key == "name":
+                found |= self.option(key, value)
             else:
                 parts[key] = value
         self.reader.here = start
-        for key in ("name", "bind", "connect"):
-            if key not in parts:
-                self.reader.wrong(f"expected a rule with {key!r}")
-        if len(self.reader.problems) > told or not {"name", "bind", "connect"} <= set(parts):
+        for key in REQUIRED:
+            if node.id == "mapping" and key not in {*parts, *found}:
+                self.wrong(f"expected a rule with {key!r}, found none")
+        if len(self.reader.problems) > told:
             return
-        name = self.text(parts["name"]) or ""
-        chosen.append(("name", name))
         binds = [self.end(each, text, "tcp") for each, text in self.places(parts["bind"])]
+        if not binds:
+            self.wrong("expected at least one address to listen on, found none")
         protocols = {each.protocol.value for each in binds}
-        backends = {each: self.backends(parts["connect"], name, each) for each in sorted(protocols)}
+        backends = {each: self.backends(parts["connect"], found["name"], each) for each in sorted(protocols)}
         self.reader.here = start
-        found = options(chosen, self.reader.wrong, self.reader.warn)
-        found.pop("sorry_file", None)
         rules: list[Any] = []
         if "access" in parts:
             self.access(parts["access"], rules)
@@ -224,20 +255,22 @@ class _Document:
         forwards = []
         for listen in binds:
             ends = backends[listen.protocol.value]
-            forwards.append(assembled(listen, ends, start, found, self.reader.wrong, self.reader.warn))
+            forward = assembled(
+                listen, ends, start, found, sorry=self.reader.sorry, wrong=self.wrong, warn=self.reader.warn
+            )
+            forwards.append(forward)
         if len(self.reader.problems) == told and self.reader.unique(forwards[0]):
             self.reader.forwards += [(each, rules) for each in forwards]
 
-    def option(self, name: str, node: Node) -> list[tuple[str, str]]:
-        if name == "keepalive":
-            on = self.switch(node)
-            return [] if on is None else [(name, "on" if on else "off")]
-        word = ";".join(self.texts(node)) if name == "src" else self.text(node)
-        return [] if word is None else [(name, word)]
-
-    def places(self, node: Node) -> list[tuple[Node, str]]:
-        nodes = self.items(node) if node.id == "sequence" else [node]
-        return [(each, text) for each in nodes if (text := self.text(each)) is not None]
+    def option(self, name: str, node: Node) -> dict[str, Any]:
+        """Fields of Forward, as `options` gives them; empty when an error was told."""
+        if name == "src":
+            word: str | None = ";".join(self.texts(node))
+        elif OPTIONS[name].value is SWITCH:
+            word = self.switch(node)
+        else:
+            word = self.text(node)
+        return {} if word is None else options([(name, word)], self.wrong, self.reader.warn)
 
     def end(self, node: Node, text: str, protocol: str) -> Endpoint:
         """`host:port`, `[host]:port`, with `/tcp` or `/udp`; `protocol` is meant without it."""
@@ -254,45 +287,48 @@ class _Document:
 
     def backends(self, node: Node, name: str, protocol: str) -> list[Backend]:
         found = []
-        nodes = self.items(node) if node.id == "sequence" else [node]
+        nodes = _all(node)
         for number, each in enumerate(nodes, 1):
             label = f"{name}-backend-{number}" if len(nodes) > 1 else None
             if each.id != "mapping":
                 if (text := self.text(each)) is not None:
                     found.append(Backend(self.end(each, text, protocol), name=label))
                 continue
-            fields: dict[str, str] = {}
-            for key, value in self.pairs(each, ("dest", "name", "weight", "dns_refresh", "src")):
-                words = self.texts(value)
-                if words:
-                    fields[key] = ";".join(words)
-            self.at(each)
-            if "dest" not in fields:
-                self.wrong("expected a backend with 'dest'")
-                continue
-            found.append(self.backend(each, fields, label, protocol))
+            found.append(self.backend(each, label, protocol))
+        if not nodes:
+            self.wrong("expected at least one backend, found none")
         return found
 
-    def backend(self, node: Node, fields: dict[str, str], label: str | None, protocol: str) -> Backend:
-        weight = fields.get("weight", "1")
-        if not weight.isascii() or not weight.isdigit() or not 1 <= int(weight[:9]) <= 100:
-            self.wrong(expected("a weight from 1 to 100", weight))
-            weight = "1"
-        words = {"src": "src", "dns_refresh": "dns-refresh"}
-        wanted = [(word, fields[key]) for key, word in words.items() if key in fields]
-        own = options(wanted, self.reader.wrong, self.reader.warn)
-        return Backend(
-            self.end(node, fields["dest"], protocol),
-            int(weight),
-            fields.get("name", label),
-            own.get("sources", ()),
-            own.get("dns_refresh"),
-        )
+    def backend(self, node: Node, label: str | None, protocol: str) -> Backend:
+        place, share, own = Endpoint("", 0, Protocol(protocol)), 1, dict[str, Any]()
+        without = True
+        for key, value in self.pairs(node, "a backend", BACKEND):
+            if key in ("src", "dns_refresh"):
+                own |= self.option(key.replace("_", "-"), value)
+            elif (text := self.text(value)) is None:
+                continue
+            elif key == "dest":
+                place, without = self.end(value, text, protocol), False
+            elif key == "name":
+                label = text
+            else:
+                try:
+                    share = WEIGHT.read(text)
+                except ValueError:
+                    self.wrong(WEIGHT.wrong(text))
+        if without:
+            self.at(node)
+            self.wrong("expected a backend with 'dest', found none")
+        return Backend(place, share, label, own.get("sources", ()), own.get("dns_refresh"))
 
 
-NOT_HERE: Final = frozenset({"allow", "deny", "include", "logcommon", "logduration"})
-"""Directives that have another form in YAML, or none."""
+def _all(node: Node) -> list[Node]:
+    """What is in a list; or the node itself, for one thing may stand without a list around it."""
+    return list(node.value) if node.id == "sequence" else [node]
 
 
-def _quoted(word: str) -> str:
-    return f'"{word}"' if " " in word else word
+def _shape(node: Node) -> str:
+    """What a node is, for a message about what it should have been."""
+    if node.id != "scalar":
+        return "a mapping" if node.id == "mapping" else "a list"
+    return quote(node.value) if node.value else "nothing"
