@@ -80,10 +80,15 @@ def _wildcards(address: Address) -> tuple[Address, ...]:
 def _mixed(config: Config) -> Iterator[Problem]:
     for forward in config.forwards:
         for backend in forward.backends:
-            if forward.listen.protocol is not backend.endpoint.protocol:
-                wanted = f"'/{forward.listen.protocol.value}' on both sides"
-                yield Problem(forward.origin, expected(wanted, str(backend.endpoint)))
-                break
+            ends = (forward.listen, backend.endpoint)
+            if ends[0].protocol is ends[1].protocol:
+                continue
+            if any(end.unix for end in ends):
+                wanted, found = "'/tcp' with a Unix socket", next(end for end in ends if not end.unix)
+            else:
+                wanted, found = f"'/{ends[0].protocol.value}' on both sides", ends[1]
+            yield Problem(forward.origin, expected(wanted, str(found)))
+            break
 
 
 def _too_many(config: Config) -> Iterator[Problem]:

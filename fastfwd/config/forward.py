@@ -24,9 +24,13 @@ MOST_BACKENDS = 256
 WEIGHT: Final = number(1, 100, noun="weight")
 """A backend's share among the others, as in rinetd-uv."""
 
+NO_PORT: Final = "-"
+"""What stands in the place of a Unix socket's port."""
+
 _FIELDS = re.compile(r"([^ \t]+)[ \t]+([^ \t]+)[ \t]+([^ \t]+)[ \t]+([^ \t\[]+)[ \t]*(.*)", re.DOTALL)
 # Fields that are Unix sockets and nothing else, which have no port.
-_NO_PORT = re.compile(r"((?:^|(?<=[ \t]))unix:[^ \t,\[]+(?:,unix:[^ \t,\[]+)*)(?=[ \t\[]|$)")
+_UNIX_SOCKETS = re.compile(r"((?:^|(?<=[ \t]))unix:[^ \t,\[]*(?:,unix:[^ \t,\[]*)*)(?=[ \t\[]|$)")
+_PORT_ALONE = re.compile(r"[0-9]+(?:/tcp|/udp)?")
 # One of several backends: a host, perhaps with a port of its own, perhaps with a weight.
 _BACKEND = re.compile(r"(unix:[^*]*|\[[^\]]*\]|[^*:]*|[^*]*:[^*]*:[^*]*?)(?::([^*:]+))?(?:\*([0-9]+))?")
 
@@ -66,6 +70,9 @@ def parse_forward(
     else:
         bind_host, bind_port, targets, target_port, rest = fields.groups()
         say = errors.append
+        if (slip := _slip(bind_port, targets, target_port, rest)) is not None:
+            wrong(slip)
+            return None
         if bind_host.startswith(UNIX):
             listen = unix(bind_host, say)
         else:
@@ -154,7 +161,18 @@ def _wrong_together(forward: Forward, found: dict[str, Any], wrong: Say) -> None
 
 def _spaced(text: str) -> str:
     """A line with a Unix socket, which has no port, as one with four fields."""
-    return _NO_PORT.sub(r"\1 -", text) if UNIX in text else text
+    return _UNIX_SOCKETS.sub(rf"\1 {NO_PORT}", text) if UNIX in text else text
+
+
+def _slip(bind_port: str, targets: str, target_port: str, rest: str) -> str | None:
+    """What is wrong with fields in the wrong place, which would make errors of all that follow."""
+    if bind_port == NO_PORT and _PORT_ALONE.fullmatch(targets):
+        return expected("no port after a Unix socket", targets)
+    if target_port == NO_PORT and (port := _PORT_ALONE.match(rest)):
+        return expected("no port after a Unix socket", port[0])
+    if targets.endswith(","):
+        return expected("several backends without blanks between them", f"{targets} {target_port}")
+    return None
 
 
 def _backends(text: str, port: str, service: Service, wrong: Say, warn: Say) -> list[Backend]:

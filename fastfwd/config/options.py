@@ -56,16 +56,28 @@ def options(pairs: Iterable[tuple[str, str]], wrong: Say, warn: Say) -> dict[str
         if key in seen:
             warn(f"option {key!r} is repeated, the last one counts")
         seen.add(key)
-        if key == "src":
-            found["sources"] = _sources(value, wrong, warn)
-        elif (option := OPTIONS.get(key)) is None:
-            wrong(expected("one of the options that fastfwd(8) lists", key) + meant(key, ("src", *OPTIONS)))
+        if key in OPTIONS or key == "src":
+            found |= read(key, value, f"{key}=", wrong, warn)
         else:
-            try:
-                found[option.field] = option.value.read(value)
-            except ValueError:
-                wrong(option.value.wrong(value))
+            wrong(expected("one of the options that fastfwd(8) lists", key) + meant(key, ("src", *OPTIONS)))
     return found
+
+
+def read(key: str, value: str, written: str, wrong: Say, warn: Say) -> dict[str, Any]:
+    """The field that one option sets; none when its value is wrong. `written` is what stands before
+    the value in the file."""
+
+    def say(message: str) -> None:
+        wrong(message.replace("expected", f"expected after {written!r}", 1))
+
+    if key == "src":
+        return {"sources": _sources(value, say, warn)}
+    field, kind = OPTIONS[key]
+    try:
+        return {field: kind.read(value)}
+    except ValueError:
+        say(kind.wrong(value))
+        return {}
 
 
 def pairs(rest: str, wrong: Say) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fastfwd.config.endpoint import Service, endpoint, unix
 from fastfwd.config.forward import WEIGHT, assembled
-from fastfwd.config.options import OPTIONS, options
+from fastfwd.config.options import OPTIONS, read
 from fastfwd.config.parse import Matching, Reader, ReadFile
 from fastfwd.config.value import SWITCH
 from fastfwd.config.wording import expected, meant, quote
@@ -226,17 +226,17 @@ class _Document:
         found: dict[str, Any] = {}
         for key, value in self.pairs(node, "a rule", known):
             if key in plain:
-                found |= self.option(plain[key], value)
+                found |= self.option(plain[key], key, value)
             elif key == "load_balancing":
                 for word, each in self.pairs(value, "'load_balancing'", BALANCING):
-                    found |= self.option(BALANCING[word], each)
-            elif key == "name":
-                found |= self.option(key, value)
+                    found |= self.option(BALANCING[word], word, each)
             else:
                 parts[key] = value
+                if key == "name":
+                    found |= self.option(key, key, value)
         self.reader.here = start
         for key in REQUIRED:
-            if node.id == "mapping" and key not in {*parts, *found}:
+            if node.id == "mapping" and key not in parts:
                 self.wrong(f"expected a rule with {key!r}, found none")
         if len(self.reader.problems) > told:
             return
@@ -262,15 +262,16 @@ class _Document:
         if len(self.reader.problems) == told and self.reader.unique(forwards[0]):
             self.reader.forwards += [(each, rules) for each in forwards]
 
-    def option(self, name: str, node: Node) -> dict[str, Any]:
-        """Fields of Forward, as `options` gives them; empty when an error was told."""
+    def option(self, name: str, key: str, node: Node) -> dict[str, Any]:
+        """The field of Forward that the option `name` sets, which is called `key` here; none when an
+        error was told."""
         if name == "src":
             word: str | None = ";".join(self.texts(node))
         elif OPTIONS[name].value is SWITCH:
             word = self.switch(node)
         else:
             word = self.text(node)
-        return {} if word is None else options([(name, word)], self.wrong, self.reader.warn)
+        return {} if word is None else read(name, word, f"{key}:", self.wrong, self.reader.warn)
 
     def end(self, node: Node, text: str, protocol: str) -> Endpoint:
         """`host:port`, `[host]:port`, with `/tcp` or `/udp`; `protocol` is meant without it."""
@@ -304,7 +305,7 @@ class _Document:
         without = True
         for key, value in self.pairs(node, "a backend", BACKEND):
             if key in ("src", "dns_refresh"):
-                own |= self.option(key.replace("_", "-"), value)
+                own |= self.option(key.replace("_", "-"), key, value)
             elif (text := self.text(value)) is None:
                 continue
             elif key == "dest":

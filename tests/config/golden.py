@@ -6,11 +6,12 @@ read the difference before it is believed.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from fastfwd.config.check import check
-from fastfwd.config.parse import parse
-from fastfwd.model import AccessRule, Address, Config, Forward
+from fastfwd.config.parse import FILES, LIMITS, SETTINGS, WITHOUT_MEANING, parse
+from fastfwd.model import AccessRule, Address, Backend, Balance, Config, Forward, Rate
 
 HERE = Path(__file__).parent
 VALID = sorted((HERE / "valid").glob("*.conf"))
@@ -18,6 +19,10 @@ INVALID = sorted((HERE / "invalid").glob("*.conf"))
 
 SERVICES = {("http", "tcp"): 80, ("www", "tcp"): 80, ("domain", "tcp"): 53, ("domain", "udp"): 53}
 SERVICES |= {("tftp", "udp"): 69}
+
+
+TOLD = {"listen", "backends", "origin", "timeout", "rules"}
+"""Fields of a forward that have a place of their own in its line."""
 
 
 def service(name: str, protocol: str) -> int:
@@ -63,32 +68,36 @@ def _rule(rule: AccessRule) -> str:
 
 
 def _forward(forward: Forward) -> str:
-    text = f"{forward.origin.line}: {forward.listen} -> {forward.target}, timeout {forward.timeout}"
-    for backend in forward.backends:
-        text += "".join(f", source {each}" for each in backend.sources)
-    if forward.max_connections is not None:
-        text += f", max-connections {forward.max_connections}"
-    if forward.original_port:
-        text += ", the port asked for"
-    return text if forward.name is None else f"{text}, name {forward.name}"
+    """Where it listens, its backends, its timeout, and every other field that is not its default."""
+    targets = ", ".join(map(_backend, forward.backends))
+    text = f"{forward.origin.line}: {forward.listen} -> {targets}, timeout {forward.timeout}"
+    for each in fields(Forward):
+        value = getattr(forward, each.name)
+        if each.name not in TOLD and value != each.default:
+            text += f", {each.name.replace('_', '-')} {_shown(value)}"
+    return text
+
+
+def _backend(backend: Backend) -> str:
+    text = str(backend.endpoint)
+    if backend.weight != 1:
+        text += f" * {backend.weight}"
+    text += "".join(f", source {each}" for each in backend.sources)
+    return text if backend.dns_refresh is None else f"{text}, dns-refresh {backend.dns_refresh}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Rate):
+        return f"{value.count} in {value.seconds} s"
+    return str(value.value if isinstance(value, Balance) else value)
 
 
 def _settings(config: Config) -> list[str]:
-    values = {
-        "logfile": config.logfile,
-        "logformat": config.logformat.value,
-        "logduration": config.logduration,
-        "pidlogfile": config.pidfile,
-        "workers": config.workers,
-        "user": config.user,
-        "group": config.group,
-        "metrics": config.metrics,
-        "max-connections": config.limits.connections,
-        "max-connections-per-client": config.limits.connections_per_client,
-        "connect-timeout": config.limits.connect_timeout,
-        "idle-timeout": config.limits.idle_timeout,
-        "half-close-timeout": config.limits.half_close_timeout,
-    }
+    values = {word: getattr(config, setting.field) for word, setting in SETTINGS.items()}
+    values |= {word: getattr(config.limits, setting.field) for word, setting in LIMITS.items()}
+    values |= {word: getattr(config, field) for word, field in FILES.items()}
+    values |= {"logformat": config.logformat.value, "logduration": config.logduration}
+    values |= {"metrics": config.metrics} | dict.fromkeys(WITHOUT_MEANING)
     return [f"{line.line}: {name} {values[name]}" for name, line in config.origins.items()]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from fastfwd.config.load import load
+from fastfwd.config.load import LARGEST, load
 from fastfwd.model import Config, ConfigError
 
 
@@ -58,6 +59,19 @@ def test_a_pattern_that_nothing_matches_is_a_warning(tmp_path: Path) -> None:
     assert [str(each.message) for each in config.warnings] == [
         "no file matches 'conf.d/*.conf': nothing is included"
     ]
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """A name without wildcards means that file, which may hold a deny."""
+    assert errors(written(tmp_path, rinetd_conf=f"{line(1)}include own.conf\n")) == [
+        "rinetd.conf:2: expected a file that can be read, found 'own.conf': No such file or directory"
+    ]
+
+
+def test_a_file_that_is_not_there_stays_an_error_for_a_lenient_start(tmp_path: Path) -> None:
+    """It would open what the file was written to close."""
+    with pytest.raises(ConfigError):
+        load(written(tmp_path, rinetd_conf=f"{line(1)}include own.conf\n"), lenient=True)
 
 
 def test_a_name_is_beside_the_file_that_includes_it(tmp_path: Path) -> None:
@@ -115,6 +129,17 @@ def test_a_circle(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_that_includes_itself(tmp_path: Path) -> None:
+    """The shortest circle; the rest of the file is read."""
+    path = written(tmp_path, rinetd_conf=f"include *.conf\n{line(1)}nonsense\n")
+    found = errors(path)
+    assert [each.partition(", found")[0] for each in found] == [
+        "rinetd.conf:1: expected a file that does not include itself",
+        "rinetd.conf:3: expected a forward ('bindaddress bindport connectaddress connectport') "
+        "or a directive",
+    ]
+
+
 def test_the_same_file_twice_is_no_circle(tmp_path: Path) -> None:
     """Two forwards may have the same rules."""
     path = written(
@@ -130,6 +155,46 @@ def test_too_deep(tmp_path: Path) -> None:
     files = {f"f{level}_conf": f"include f{level + 1}.conf\n" for level in range(12)}
     path = written(tmp_path, rinetd_conf="include f0.conf\n", **files, f12_conf=line(1))
     assert errors(path) == ["f9.conf:1: expected at most 10 levels of files in each other, found 'f10.conf'"]
+
+
+def test_ten_levels(tmp_path: Path) -> None:
+    """As deep as it goes."""
+    files = {f"f{level}_conf": f"include f{level + 1}.conf\n" for level in range(1, 10)}
+    path = written(tmp_path, rinetd_conf="include f1.conf\n", **files, f10_conf=line(7))
+    assert ports(load(path)) == [7]
+
+
+def test_an_included_file_without_an_end(tmp_path: Path) -> None:
+    """It is refused, not cut off."""
+    path = written(tmp_path, rinetd_conf="include /dev/zero\n")
+    assert errors(path) == [
+        f"rinetd.conf:1: expected a file that can be read, found '/dev/zero': more than {LARGEST} bytes"
+    ]
+
+
+def test_an_included_file_that_may_not_be_read(tmp_path: Path) -> None:
+    """An error where it is named."""
+    path = written(tmp_path, rinetd_conf="include a.conf\n", a_conf=line(1))
+    (tmp_path / "a.conf").chmod(0)
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    assert errors(path) == [
+        "rinetd.conf:1: expected a file that can be read, found 'a.conf': Permission denied"
+    ]
+
+
+def test_a_name_is_taken_in_another_file(tmp_path: Path) -> None:
+    """The other line is named with its file."""
+    first, second = (line(port).replace("80\n", "80 [name=web]\n") for port in (1, 2))
+    path = written(tmp_path, rinetd_conf=f"{first}include a.conf\n", a_conf=second)
+    assert errors(path) == ["a.conf:1: expected a name of its own, found 'web' of rinetd.conf:1"]
+
+
+def test_a_directive_is_repeated_in_another_file(tmp_path: Path) -> None:
+    """The line that it replaces is named with its file."""
+    path = written(tmp_path, rinetd_conf=f"workers 1\ninclude a.conf\n{line(1)}", a_conf="workers 2\n")
+    [warning] = load(path).warnings
+    assert warning.message == f"'workers' is repeated: this line replaces {path}:1"
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:

@@ -338,6 +338,99 @@ def test_a_missing_list_is_an_error(tmp_path: Path) -> None:
     assert error == f"2: expected a list of patterns, found '{tmp_path}/none': No such file or directory"
 
 
+@pytest.mark.parametrize("data", [b"", b"\n\n", b" # nobody\n\t\r\n"])
+@pytest.mark.parametrize("directive", [b"allow", b"deny"])
+def test_a_list_without_patterns_is_an_error(tmp_path: Path, directive: bytes, data: bytes) -> None:
+    """However it is empty, and for both directives; a lenient start does not skip it."""
+    path = listing(tmp_path, "list", data, directive + b" @list")
+    [error] = errors(path, lenient=True)
+    assert error == f"2: expected a pattern in the list '{tmp_path}/list', found none"
+
+
+def test_a_list_that_may_not_be_read(tmp_path: Path) -> None:
+    """An error at the line that names it."""
+    path = listing(tmp_path, "list", b"10.*\n")
+    (tmp_path / "list").chmod(0)
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    [error] = errors(path)
+    assert error == f"2: expected a list of patterns, found '{tmp_path}/list': Permission denied"
+
+
+def test_a_directory_as_a_list(tmp_path: Path) -> None:
+    """It is no file."""
+    [error] = errors(written(tmp_path, ONE + b"\ndeny @.\n"))
+    assert error == f"2: expected a list of patterns, found '{tmp_path}/.': Is a directory"
+
+
+def test_a_list_without_a_name(tmp_path: Path) -> None:
+    """`@` alone is no pattern."""
+    [error] = errors(written(tmp_path, ONE + b"\ndeny @\n"))
+    assert error == "2: expected the name of a file, found nothing"
+
+
+def test_a_list_without_an_end(tmp_path: Path) -> None:
+    """It is refused, not cut off: what was left out could be who is to be kept out."""
+    [error] = errors(written(tmp_path, ONE + b"\ndeny @/dev/zero\n"))
+    assert error == f"2: expected a list of patterns, found '/dev/zero': more than {LARGEST} bytes"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "what"),
+    [
+        ("10.0.0.1/8", "a network without bits of a host ('10.0.0.0/8'), or the address alone"),
+        ("2001:db8::1/32", "a network without bits of a host ('2001:db8::/32'), or the address alone"),
+        ("[2001:db8::1]/64", "a network without bits of a host ('2001:db8::/64'), or the address alone"),
+        ("10.0.0.0/33", "a prefix length from 0 to 32 after the '/'"),
+        ("2001:db8::/129", "a prefix length from 0 to 128 after the '/'"),
+        ("10.0.0.0/08", "a prefix length from 0 to 32 after the '/'"),
+        ("10.0.0.0/", "a prefix length from 0 to 32 after the '/'"),
+        ("10.0.0.0/255.0.0.0", "a prefix length from 0 to 32 after the '/'"),
+        ("10/8", "an address before the '/'"),
+    ],
+)
+def test_a_network_that_is_none(tmp_path: Path, pattern: str, what: str) -> None:
+    """In a rule and in a list alike, at its own line."""
+    path = listing(tmp_path, "list", f"{pattern}\n".encode(), f"allow {pattern}\ndeny @list".encode())
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert [str(each) for each in caught.value.problems] == [
+        f"{path}:2: expected {what}, found {pattern!r}",
+        f"{tmp_path}/list:1: expected {what}, found {pattern!r}",
+    ]
+
+
+# Files of what clients are told.
+
+
+def test_a_sorry_file_is_beside_the_file_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the program was started."""
+    path = listing(
+        tmp_path, "sorry", b"421 later\r\n", ONE.replace(b"2001", b"2002") + b" [sorry-file=sorry]"
+    )
+    monkeypatch.chdir("/")
+    assert load(path).forwards[1].sorry == b"421 later\r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("empty", "a file of 1 to 1048576 bytes"),
+        ("large", "a file of 1 to 1048576 bytes"),
+        ("missing", "a file that can be read (No such file or directory)"),
+        (".", "a file that can be read (Is a directory)"),
+    ],
+)
+def test_a_sorry_file_that_cannot_be_had(tmp_path: Path, name: str, what: str) -> None:
+    """An error at the line that names it."""
+    (tmp_path / "empty").touch()
+    (tmp_path / "large").write_bytes(bytes((1 << 20) + 1))
+    path = written(tmp_path, ONE + f" [sorry-file={name}]\n".encode())
+    assert errors(path) == [f"1: expected {what}, found {name!r}"]
+
+
 def test_a_list_of_anything_but_patterns(tmp_path: Path) -> None:
     """A thousand errors are told as twenty, and one that says so."""
     found = errors(listing(tmp_path, "bad", b"no pattern\n" * 1000))

@@ -33,6 +33,9 @@ rules:
 """
 
 
+NOWHERE = ["1: expected at least one address to listen on, found none"]
+
+
 def test_the_least_there_is(tmp_path: Path) -> None:
     """One rule."""
     [forward] = loaded(tmp_path, WEB).forwards
@@ -176,9 +179,12 @@ def test_status_that_is_not_enabled(tmp_path: Path) -> None:
         (WEB.replace('"127.0.0.1:80"', '"127.0.0.1"'), "3: expected 'host:port'"),
         (WEB.replace('"127.0.0.1:80"', '"::1:80"'), "3: expected 'host:port'"),
         (WEB.replace("8080", "80800"), "4: expected a port from 0 to 65535, found '80800'"),
-        (WEB + "    timeout: soon\n", "5: expected a timeout in whole seconds, found 'soon'"),
+        (
+            WEB + "    timeout: soon\n",
+            "5: expected after 'timeout:' a timeout in whole seconds, found 'soon'",
+        ),
         (WEB + "    keepalive: maybe\n", "5: expected true or false, found 'maybe'"),
-        (WEB + "    load_balancing: {algorithm: best}\n", "5: expected one of 'first', "),
+        (WEB + "    load_balancing: {algorithm: best}\n", "5: expected after 'algorithm:' one of 'first', "),
         (WEB + '    access: {deny: ["10.0.0.1/8"]}\n', "5: expected a network without bits of a host"),
         (WEB + WEB.removeprefix("rules:\n"), "5: expected a name of its own, found 'web' of line 2"),
         ("global: {connect_timeout: [1, 2]}\n", "1: expected a single value"),
@@ -192,6 +198,129 @@ def test_status_that_is_not_enabled(tmp_path: Path) -> None:
 def test_errors(tmp_path: Path, text: str, error: str) -> None:
     """Each where it is, with what was expected."""
     assert any(error in each for each in errors(tmp_path, text)), errors(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("- rules\n", ["1: expected a mapping with the keys of a configuration, found a list"]),
+        ("rules\n", ["1: expected a mapping with the keys of a configuration, found 'rules'"]),
+        (f"global:\n{WEB}", ["1: expected a mapping with the keys of 'global', found nothing"]),
+        ("rules:\n  web: {bind: x}\n", ["2: expected a list of rules, found a mapping"]),
+        ("rules: [[a]]\n", ["1: expected a mapping with the keys of a rule, found a list"]),
+        (f"{WEB}{WEB}", ["5: expected each key once, found 'rules'"]),
+        (f'{WEB}    bind: "127.0.0.1:81"\n', ["5: expected each key once, found 'bind'"]),
+        ("? [a, b]\n: c\n", ["1: expected a key of a configuration (global, rules), found 'a list'"]),
+        (
+            f"global: {{status: {{file: /run/x, fromat: text}}}}\n{WEB}",
+            [
+                "1: expected a key of 'status' (enabled, file, format, interval), found 'fromat' "
+                "(did you mean 'format'?)"
+            ],
+        ),
+        (f"global: {{status: {{enabled: true}}}}\n{WEB}", ["1: expected 'status' with 'file', found none"]),
+        (
+            f'{WEB}    access: {{dney: ["*"]}}\n',
+            ["5: expected a key of 'access' (allow, deny), found 'dney' (did you mean 'deny'?)"],
+        ),
+        (
+            f"{WEB}    load_balancing: {{algoritm: random}}\n",
+            [
+                "5: expected a key of 'load_balancing' (affinity_max_entries, affinity_ttl, algorithm, "
+                "health_threshold, recovery_timeout), found 'algoritm' (did you mean 'algorithm'?)"
+            ],
+        ),
+        (
+            f"{WEB}    conect_timeout: 5\n",
+            [
+                "5: expected a key of a rule (fastfwd(8) lists them), found 'conect_timeout' "
+                "(did you mean 'connect_timeout'?)"
+            ],
+        ),
+        (
+            f"global: {{workrs: 5}}\n{WEB}",
+            [
+                "1: expected a key of 'global' (fastfwd(8) lists them), found 'workrs' (did you mean 'workers'?)"
+            ],
+        ),
+        (f"{WEB}    max_connections: [5]\n", ["5: expected a single value, found a list"]),
+        (f"{WEB}    max_connections: {{a: 5}}\n", ["5: expected a single value, found a mapping"]),
+        (f"{WEB}    max_connections:\n", ["5: expected a single value, found nothing"]),
+        (f"{WEB}    max_connections: ~\n", ["5: expected a single value, found '~'"]),
+        (
+            f"{WEB}    timeout: true\n",
+            ["5: expected after 'timeout:' a timeout in whole seconds, found 'true'"],
+        ),
+        (f"{WEB}    access: 10.*\n", ["5: expected a mapping with the keys of 'access', found '10.*'"]),
+        (f"{WEB}    access: {{allow: }}\n", ["5: expected a single value, found nothing"]),
+        (
+            f"{WEB}    mode: 0660\n",
+            ["2: expected 'mode' with a Unix socket to listen on only"],
+        ),
+        ("rules: [{name: a, bind: [], connect: 'b:1'}]\n", NOWHERE),
+        (
+            "rules: [{name: a, bind: '127.0.0.1:1', connect: []}]\n",
+            ["1: expected at least one backend, found none"],
+        ),
+        ("rules: [{bind: '127.0.0.1:1', connect: 'b:1'}]\n", ["1: expected a rule with 'name', found none"]),
+        ("rules: [{name: a, connect: 'b:1'}]\n", ["1: expected a rule with 'bind', found none"]),
+        ("rules: [{name: a, bind: '127.0.0.1:1'}]\n", ["1: expected a rule with 'connect', found none"]),
+        (
+            "rules: [{name: a b, bind: '127.0.0.1:1', connect: 'b:1'}]\n",
+            ["1: expected after 'name:' a name of letters, digits and '_.:-', found 'a b'"],
+        ),
+        (
+            "rules: [{name: a, bind: '127.0.0.1:1/udp', connect: 'b:1/tcp'}]\n",
+            ["1: expected '/udp' on both sides, found 'b:1/tcp'"],
+        ),
+        (
+            'global: {log_file: "/var/log/a\\0b"}\nrules: []\n',
+            ["1: expected a value of printable text, found '/var/log/a\\x00b'"],
+        ),
+        (
+            f"{WEB}    sorry_file: missing\n",
+            ["2: expected a file that can be read (No such file or directory), found 'missing'"],
+        ),
+        ("a: 1\n---\nb: 2\n", ["2: expected YAML: but found another document"]),
+        ("rules: *x\n", ["1: expected YAML: found undefined alias 'x'"]),
+        ("[" * 5000, ["0: expected YAML: it is nested too deeply"]),
+        (
+            "rules: !!python/object:os.system [x]\n",
+            ["1: expected a mapping with the keys of a rule, found 'x'"],
+        ),
+    ],
+)
+def test_an_error_is_told_where_it_stands(tmp_path: Path, text: str, found: list[str]) -> None:
+    """Every one with its line and what was expected, and none of them with a traceback."""
+    assert errors(tmp_path, text) == found
+
+
+@pytest.mark.parametrize("data", [b"rules: [\xff\xfe]\n", b"\x00", b"rules: \xef\xbf\xbe\n"])
+def test_a_file_that_is_no_text(tmp_path: Path, data: bytes) -> None:
+    """Bytes that are no UTF-8, or no characters, are an error of the file."""
+    path = tmp_path / "x.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        load(str(path))
+    assert str(caught.value.problems[0].message).startswith("expected YAML: ")
+
+
+def test_a_sorry_file(tmp_path: Path) -> None:
+    """It is read, as in the other language."""
+    (tmp_path / "sorry").write_bytes(b"421 later\r\n")
+    assert loaded(tmp_path, f"{WEB}    sorry_file: sorry\n").forwards[0].sorry == b"421 later\r\n"
+
+
+def test_a_value_may_hold_what_begins_a_comment_elsewhere(tmp_path: Path) -> None:
+    """YAML has quotes for that."""
+    config = loaded(tmp_path, f'global: {{log_file: "/var/log/a #b", pid_file: "/run/#c"}}\n{WEB}')
+    assert (config.logfile, config.pidfile) == ("/var/log/a #b", "/run/#c")
+
+
+def test_a_word_is_not_cut_where_a_comment_would_begin(tmp_path: Path) -> None:
+    """`4#5` is no number."""
+    [error] = errors(tmp_path, f'global: {{workers: "4#5"}}\n{WEB}')
+    assert error == "1: expected 'auto' or a number from 1 to 1024, found '4#5'"
 
 
 def test_an_unknown_word_is_an_error_that_is_not_skipped(tmp_path: Path) -> None:
