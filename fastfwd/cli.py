@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 
 from fastfwd import __version__
-from fastfwd.model import ConfigError, Outcome
+from fastfwd.model import Config, ConfigError, Forward, Outcome
 
 DEFAULT_FILE = "/etc/rinetd.conf"
 
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     or the start failed or no status was to be had, 2 wrong usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.explain and (not options.test or len(options.explain) > 2):
+    if options.explain and (not options.test or options.status or len(options.explain) > 2):
         parser.error("expected -t --explain ADDRESS [FORWARD]")
     file = os.path.abspath(options.conf_file)
     try:
@@ -115,37 +116,57 @@ def _test(file: str, *, lenient: bool) -> int:
 def _explain(file: str, client: str, which: str | None = None, *, lenient: bool) -> int:
     """Say of every forward, or of `which`, what becomes of a client with that address, and why."""
     from fastfwd.config.load import load
-    from fastfwd.config.resolve import numeric
     from fastfwd.config.wording import expected
-    from fastfwd.worker.access import explain
 
-    address = numeric(client)
+    address = _numeric(client)
     if address is None:
         print(f"fastfwd: {expected('a numeric address after --explain', client)}", file=sys.stderr)
         return 2
     config = load(file, lenient=lenient)
-    found = [
-        each
-        for each in config.forwards
-        if which in (None, each.label, str(each.listen), str(each.listen.port))
-    ]
+    found = [each for each in config.forwards if which is None or which in _names(each)]
     if not found:
-        print(f"fastfwd: {expected('the name or the port of a forward', which or '')}", file=sys.stderr)
+        complaint = "expected a forward, found none"
+        if which is not None:
+            complaint = expected("the name or the port of a forward", which)
+        print(f"fastfwd: {file}: {complaint}", file=sys.stderr)
         return 1
     for forward in found:
-        outcome, rules = explain((config.rules, forward.rules), address.text)
-        lines = ", ".join(
-            f"{each.origin}: {'allow' if each.allow else 'deny'} {each.pattern}" for each in rules[:3]
-        )
-        more = f", and {len(rules) - 3} more" if len(rules) > 3 else ""
-        if outcome is None:
-            verdict = f"let in by {lines}{more}" if rules else "let in: no rule keeps it out"
-        elif outcome is Outcome.DENIED:
-            verdict = f"denied by {lines}"
-        else:
-            verdict = f"not allowed: none of {lines}{more}"
-        print(f"{forward.label}: {verdict}")
+        print(f"{forward.label}: {_verdict(config, forward, address)}")
     return 0
+
+
+def _numeric(client: str) -> str | None:
+    """A client's address as the kernel would write it, None if it is no address; a zone stays."""
+    address, percent, zone = client.partition("%")
+    for family in (socket.AF_INET6,) if percent else (socket.AF_INET, socket.AF_INET6):
+        try:
+            return socket.inet_ntop(family, socket.inet_pton(family, address)) + percent + zone
+        except (OSError, ValueError):  # ValueError: a character that no address has
+            pass
+    return None
+
+
+def _names(forward: Forward) -> set[str]:
+    """What `forward` may be called: by its name, by where it listens, by any of its ports."""
+    ports = () if forward.listen.unix else forward.listen.ports
+    return {forward.label, str(forward.listen), *map(str, ports)}
+
+
+def _verdict(config: Config, forward: Forward, address: str) -> str:
+    from fastfwd.worker.access import explain
+
+    if forward.listen.unix:
+        return "let in: access rules do not concern a Unix socket's clients"
+    outcome, rules = explain((config.rules, forward.rules), address)
+    lines = ", ".join(
+        f"{each.origin}: {'allow' if each.allow else 'deny'} {each.pattern}" for each in rules[:3]
+    )
+    more = f", and {len(rules) - 3} more" if len(rules) > 3 else ""
+    if outcome is None:
+        return f"let in by {lines}{more}" if rules else "let in: no rule keeps it out"
+    if outcome is Outcome.DENIED:
+        return f"denied by {lines}"
+    return f"not allowed: none of {lines}{more}"
 
 
 def _status(file: str) -> int:

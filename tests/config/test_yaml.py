@@ -240,7 +240,8 @@ def test_errors(tmp_path: Path, text: str, error: str) -> None:
         (
             f"global: {{workrs: 5}}\n{WEB}",
             [
-                "1: expected a key of 'global' (fastfwd(8) lists them), found 'workrs' (did you mean 'workers'?)"
+                "1: expected a key of 'global' (fastfwd(8) lists them), found 'workrs' "
+                "(did you mean 'workers'?)"
             ],
         ),
         (f"{WEB}    max_connections: [5]\n", ["5: expected a single value, found a list"]),
