@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from fastfwd.config.options import OPTIONS
+from fastfwd.config.parse import FILES, WORDS
 from fastfwd.model import Config, Problem
 from tests.config.oracle import Verdict
 
@@ -83,6 +85,17 @@ def _in_line_with_two_src(case: Case, problem: Problem | None) -> bool:
 _SPANNING = re.compile(rb'(?:^|[\n\0])[ \t]*(?:pid)?logfile[ \t]+"[^"\n]*[\n\r\0]')
 _NUL_IN_NAME = re.compile(rb"(?:^|[\n\0])[ \t]*(?:pid)?logfile[ \t]+[^ \t\r\n]*\0")
 
+_OWN = (
+    *({*WORDS, *FILES, "logduration", "metrics", "include"} - {"logfile", "pidlogfile"}),
+    rf".*(?:{'|'.join({*OPTIONS} - {'timeout'})})[ \t]*=",
+    r"(?:allow|deny)[ \t]+(?:[0-9A-Fa-f.:\[\]]+/|@)",
+    r".*src[ \t]*=[^,\]]*[/;]",  # several addresses to dial from
+    r"(?:.*[ \t])?unix:[/@]",
+    r"[^ \t]+[ \t]+[0-9]+-[0-9]+",
+    r"[^ \t]+[ \t]+[^ \t]+[ \t]+[^ \t]+[,*]",  # several backends
+)
+"""How the lines begin that only fastfwd knows."""
+
 QUIRKS = (
     Quirk(
         "port over 65535",
@@ -143,10 +156,7 @@ QUIRKS = (
     Quirk(
         "fastfwd's own words",
         (Kind.ACCEPTED, Kind.LINE),
-        _hears(
-            r"invalid syntax at line \d+: *(?:workers|user|group|logformat|logduration|metrics|.*name[ \t]*="
-            r"|(?:allow|deny)[ \t]+[0-9A-Fa-f.:]+/)"
-        ),
+        _hears(rf"invalid syntax at line \d+: [ \t]*(?:{'|'.join(_OWN)})"),
         "does not know them",
         "knows them",
         "what rinetd has no word for",

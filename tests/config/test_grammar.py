@@ -194,10 +194,11 @@ directive = st.one_of(
     st.builds("{}{}{}".format, st.sampled_from(["logfile", "pidlogfile"]), blanks, file_name),
     st.just("logcommon"),
 )
+own = st.sampled_from([data.decode().rstrip("\n") for data in OWN.values()])
 line = st.builds(
     "{}{}{}{}".format,
     maybe_blanks,
-    weighted((8, forward), (2, access), (2, directive), (1, st.just(""))),
+    weighted((32, forward), (8, access), (8, directive), (4, st.just("")), (1, own)),
     maybe_blanks,
     comment,
 )
@@ -243,6 +244,7 @@ words = st.sampled_from(
     [
         *["allow", "deny", "logfile", "pidlogfile", "logcommon", "timeout", "src"],
         *["127.0.0.1", "localhost", "::1", "20001", "http", "/tcp", "/udp"],
+        *["include", "workers", "unix:/x", "20001-20002", "127.0.0.1,127.0.0.2", "*2", "@", "mode", "/8"],
         *'[]=,#*?";-.01\t\r\f\0',
         *[" "] * 4,
         *["\n"] * 4,
