@@ -20,23 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from glob import has_magic
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from fastfwd.config.directives import FILES, GUARDS, LIMITS, WITHOUT_MEANING, WORDS
 from fastfwd.config.endpoint import LONGEST_PATH, Service
 from fastfwd.config.forward import parse_forward
 from fastfwd.config.pattern import is_pattern, network, never_matches, normalise
 from fastfwd.config.resolve import numeric
-from fastfwd.config.value import (
-    AMOUNT,
-    CONNECT_TIME,
-    NO_TIME,
-    SWITCH,
-    TIME,
-    Value,
-    name,
-    number,
-    one_of,
-)
 from fastfwd.config.wording import closest, expected, place, quote
 from fastfwd.model import (
     UNIX,
@@ -49,73 +39,8 @@ from fastfwd.model import (
     Problem,
 )
 
-MOST_WORKERS = 1024
-GUARDS = frozenset(
-    {
-        *("allow", "deny", "user", "group", "include"),
-        *("max-connections", "max-connections-per-client", "max-udp-connections"),
-    }
-)
-
-
-class Setting(NamedTuple):
-    """The `field` of Config, or of its limits, that a directive sets, and what its value may be."""
-
-    field: str
-    value: Value
-
-
-_WORKERS = number(1, MOST_WORKERS)
-
-SETTINGS: Final = {
-    "workers": Setting(
-        "workers",
-        Value(f"'auto' or {_WORKERS.what}", lambda text: None if text == "auto" else _WORKERS.read(text)),
-    ),
-    "user": Setting("user", name("the name of an account")),
-    "group": Setting("group", name("the name of a group")),
-    "logformat": Setting("logformat", one_of({each.value: each for each in LogFormat})),
-    "listen-backlog": Setting("backlog", number(1, 65535)),
-    "statusinterval": Setting("status_interval", TIME),
-    "statusformat": Setting("status_text", one_of({"json": False, "text": True})),
-    "statsloginterval": Setting("stats_interval", NO_TIME),
-    "dns-refresh": Setting("dns_refresh", NO_TIME),
-    "dns-multi-ip-expand": Setting("dns_expand", SWITCH),
-    "dns-multi-ip-proto": Setting(
-        "dns_family", one_of({"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "any": None})
-    ),
-}
-"""Directives with one word as their value."""
-
-LIMITS: Final = {
-    "max-connections": Setting("connections", AMOUNT),
-    "max-connections-per-client": Setting("connections_per_client", AMOUNT),
-    "max-udp-connections": Setting("udp_connections", AMOUNT),
-    "connect-timeout": Setting("connect_timeout", CONNECT_TIME),
-    "idle-timeout": Setting("idle_timeout", TIME),
-    "half-close-timeout": Setting("half_close_timeout", TIME),
-}
-"""Those of them that set a field of Limits."""
-
-WITHOUT_MEANING: Final = {
-    "buffersize": Setting("", number(1024, 1 << 20)),
-    "pool-min-free": Setting("", number(0, 10_000)),
-    "pool-max-free": Setting("", number(1, 100_000)),
-    "pool-trim-delay": Setting("", number(100, 300_000)),
-}
-"""Those of them that are rinetd-uv's words about its buffers."""
-
-WORDS: Final = {**SETTINGS, **LIMITS, **WITHOUT_MEANING}
-
-FILES: Final = {
-    "logfile": "logfile",
-    "pidlogfile": "pidfile",
-    "pidfile": "pidfile",
-    "statusfile": "statusfile",
-}
-"""Directives with a file's name as their value -> fields of Config."""
-
 METRICS: Final = "'ADDRESS:PORT' or 'unix:/path'"
+
 _BLANKS = " \t"
 _FIRST_WORD = re.compile(r"[^ \t#]*")
 _FORWARD = re.compile(r"[^ \t#]+[ \t]+[0-9]+(?:-[0-9]+)?(?:/tcp|/udp)?[ \t]+[^ \t#]+[ \t]+[^ \t#]")

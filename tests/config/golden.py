@@ -10,7 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from fastfwd.config.check import check
-from fastfwd.config.parse import FILES, LIMITS, SETTINGS, WITHOUT_MEANING, parse
+from fastfwd.config.directives import FILES, LIMITS, SETTINGS, WITHOUT_MEANING
+from fastfwd.config.parse import parse
 from fastfwd.model import AccessRule, Address, Backend, Balance, Config, Forward, Rate
 
 HERE = Path(__file__).parent

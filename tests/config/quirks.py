@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from fastfwd.config.directives import FILES, WORDS
 from fastfwd.config.options import OPTIONS
-from fastfwd.config.parse import FILES, WORDS
 from fastfwd.model import Config, Problem
 from tests.config.oracle import Verdict
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from fastfwd.config.directives import FILES, GUARDS, LIMITS, SETTINGS, WITHOUT_MEANING
 from fastfwd.config.options import OPTIONS
-from fastfwd.config.parse import FILES, GUARDS, LIMITS, SETTINGS, WITHOUT_MEANING
 from fastfwd.config.structured import BACKEND, BALANCING, RENAMED, SWITCHES
 from fastfwd.config.value import NO_TIME, SWITCH, TIME, Value
 from fastfwd.model import Config, Forward, Limits

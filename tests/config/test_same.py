@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fastfwd.config.directives import FILES, LIMITS, SETTINGS, WITHOUT_MEANING
 from fastfwd.config.load import load
 from fastfwd.config.options import OPTIONS
-from fastfwd.config.parse import FILES, LIMITS, SETTINGS, WITHOUT_MEANING
 from fastfwd.model import Config, ConfigError, Forward, Limits, Origin
 
 HERE = Path(__file__).parent / "same"
