@@ -1,7 +1,7 @@
 """The command line: flags, then check or run. The only place that exits.
 
 The flags are rinetd's (`-c`, `-f`, `-h`, `-v`), so that its init scripts work, plus
-`-t`, `--status` and `--lenient`.
+`-t`, `--explain`, `--status` and `--lenient`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEFAULT_FILE = "/etc/rinetd.conf"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `fastfwd`. Exit status: 0 stopped, valid or shown, 1 the configuration
-    or the start failed or no status was to be had, 2 wrong usage."""
+    or the start failed, it has no such forward, or no status was to be had, 2 wrong usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.explain and (not options.test or options.status or len(options.explain) > 2):

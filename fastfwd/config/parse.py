@@ -173,7 +173,7 @@ class Reader:
             rules=tuple(self.global_rules),
             files=tuple(self.files),
             origins=self.origins,
-            warnings=tuple(self.warnings),
+            warnings=tuple(dict.fromkeys(self.warnings)),
         )
 
     def wrong(self, message: str) -> None:

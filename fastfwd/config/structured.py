@@ -95,7 +95,8 @@ def parse_yaml(
     reader.settings = replace(reader.settings, dns_expand=True)  # rinetd-uv's default in YAML
     if root is not None:
         _Document(reader).read(root)
-    return reader.config(), reader.problems
+    # What is wrong with a backend is so for each address that its rule listens on.
+    return reader.config(), list(dict.fromkeys(reader.problems))
 
 
 class _Document:

@@ -16,7 +16,8 @@ import pytest
 
 from fastfwd.config.directives import FILES, GUARDS, LIMITS, SETTINGS, WITHOUT_MEANING
 from fastfwd.config.options import OPTIONS
-from fastfwd.config.structured import BACKEND, BALANCING, RENAMED, SWITCHES
+from fastfwd.config.parse import parse
+from fastfwd.config.structured import BACKEND, BALANCING, RENAMED, SWITCHES, parse_yaml
 from fastfwd.config.value import NO_TIME, SWITCH, TIME, Value
 from fastfwd.model import Config, Forward, Limits
 from tests.peers import require_peer
@@ -144,6 +145,37 @@ def test_what_a_lenient_start_does_not_skip(word: str) -> None:
     manual = MANUAL[MANUAL.index("Lines that guard") :].partition("are not skipped")[0]
     assert f"`{word}`" in reference
     assert word in re.split(r"[ ,\n]+", manual)
+
+
+def blocks(text: str) -> list[str]:
+    """The indented examples of a document."""
+    found = re.findall(r"(?m)(?:^    .*\n(?:\n(?=    ))?)+", text)
+    return [re.sub(r"(?m)^    ", "", each) for each in found]
+
+
+LANGUAGE, YAML = REFERENCE.partition("## YAML")[::2]
+OTHERS = re.compile(r"(?m)^(?:fastfwd|nft|bindaddress|allow PATTERN|deny PATTERN).*\n")
+"""Commands, and lines that are no examples."""
+EXAMPLES = [lines for each in blocks(LANGUAGE) if (lines := OTHERS.sub("", each).strip())]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_is_right(example: str) -> None:
+    """It can be copied as it stands."""
+    _, problems = parse(example.encode(), "f", read_file=lambda _: b"10.*\n")
+    assert problems == []
+
+
+def test_there_are_examples() -> None:
+    """They were found: an empty parametrisation would pass unseen."""
+    assert len(EXAMPLES) >= 9
+
+
+def test_the_example_in_yaml_is_right() -> None:
+    """The same."""
+    example = blocks(YAML)[0]
+    _, problems = parse_yaml(example.encode(), "f", read_file=lambda _: b"10.*\n", matching=lambda _: [])
+    assert problems == []
 
 
 def test_the_manual_page_is_clean() -> None:

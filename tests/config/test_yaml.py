@@ -306,6 +306,22 @@ def test_a_file_that_is_no_text(tmp_path: Path, data: bytes) -> None:
     assert str(caught.value.problems[0].message).startswith("expected YAML: ")
 
 
+def test_what_is_wrong_for_every_address_is_told_once(tmp_path: Path) -> None:
+    """A rule may listen on several, and with both protocols."""
+    text = "rules: [{name: a, bind: ['127.0.0.1:1', '127.0.0.1:1/udp'], connect: '192.0.2.300:1'}]\n"
+    assert errors(tmp_path, text) == [
+        "1: expected an IPv4 address of four numbers from 0 to 255, found '192.0.2.300'"
+    ]
+
+
+def test_a_warning_for_every_address_is_told_once(tmp_path: Path) -> None:
+    """The same."""
+    text = "rules: [{name: a, bind: ['127.0.0.1:1', '127.0.0.1:2'], connect: '192.0.2.3:1', check: 5}]\n"
+    assert [each.message for each in loaded(tmp_path, text).warnings] == [
+        "option 'check' means nothing with one backend"
+    ]
+
+
 def test_a_sorry_file(tmp_path: Path) -> None:
     """It is read, as in the other language."""
     (tmp_path / "sorry").write_bytes(b"421 later\r\n")
