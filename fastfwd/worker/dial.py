@@ -198,7 +198,7 @@ def dial_options(forward: Forward) -> list[SocketOption]:
     if forward.device is not None:
         found.append((SOL_SOCKET, socket.SO_BINDTODEVICE, forward.device.encode()))
     if forward.mark is not None:
-        found.append((SOL_SOCKET, socket.SO_MARK, forward.mark))
+        found.append((SOL_SOCKET, socket.SO_MARK, struct.pack("@I", forward.mark)))
     if forward.dscp is not None:  # the six upper bits (RFC 2474, 3)
         found.append((socket.IPPROTO_IP, socket.IP_TOS, forward.dscp << 2))
         found.append((socket.IPPROTO_IPV6, socket.IPV6_TCLASS, forward.dscp << 2))

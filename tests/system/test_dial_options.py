@@ -110,10 +110,11 @@ def counted(inside: Sandbox) -> int:
     return int(match[1])
 
 
-def test_a_mark(inside: Sandbox, forwarder: StartForwarder, behind: Listener) -> None:
+@pytest.mark.parametrize("mark", [42, 0xFFFF_FFFF])
+def test_a_mark(mark: int, inside: Sandbox, forwarder: StartForwarder, behind: Listener) -> None:
     """Every packet to the backend has it, and of all rights the workers keep the one that this takes."""
-    count(inside, "meta mark 0x2a")
-    running = begin(inside, forwarder, "mark=42")
+    count(inside, f"meta mark {mark:#x}")
+    running = begin(inside, forwarder, f"mark={mark}")
     assert caller(inside, behind)
     assert counted(inside) > 0
     for pid in running.workers().values():
