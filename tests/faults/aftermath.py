@@ -21,7 +21,7 @@ GROWTH: Final = 16 << 20
 PIPES: Final = 2 * 1024
 """Descriptors of pipes that a worker may keep for later."""
 
-ENDED: Final = ("done-", "idle-", "half-close-")
+ENDED: Final = ("done-", "idle-", "half-close-", "evicted")
 """How the last words of sessions begin that have had an `opened` before."""
 
 FAILED: Final = "local-"

@@ -7,6 +7,7 @@ carries it: as long as that port stays the same, nothing has happened to the flo
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import select
@@ -15,24 +16,29 @@ import socket
 import statistics
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from tests import deadline, processes
+from tests.apart import said, start
 from tests.datagrams import LARGEST, UdpBackend, udp_client
 from tests.deadline import until
+from tests.faults import strangers
 from tests.faults.conftest import StartWatched, compared
 from tests.faults.row import Row, scaled
+from tests.faults.test_floods import TOLD, WORKERS, slowest
 from tests.faults.test_processes import GROWN_UP, age
+from tests.faults.test_reloads import noted
 from tests.forwarder import Forwarder, Kind
-from tests.load import slots, successor
+from tests.load import Load, slots, successor
 from tests.ports import free_port
+from tests.servers import serve_apart
 from tests.sockets import Address, noise
-from tests.system.metrics import by, metrics_url, scrape
+from tests.system.metrics import by, metrics_url, scrape, status
 from tests.system.namespaces import Sandbox
 from tests.system.test_udp import SIZES
 
@@ -91,15 +97,15 @@ class Crowd:
         """A datagram from each of `numbers`, or from everybody, and its answer; who got none."""
         asking = list(range(len(self.clients)) if numbers is None else numbers)
         missed = []
-        for start in range(0, len(asking), AT_ONCE):
-            self.say(asking[start : start + AT_ONCE])
+        for first in range(0, len(asking), AT_ONCE):
+            self.say(asking[first : first + AT_ONCE])
             missed += self.hear()
         return missed
 
     def shout(self) -> None:
         """A datagram from everybody; nobody waits for an answer."""
-        for start in range(0, len(self.clients), AT_ONCE):
-            self.say(range(start, min(start + AT_ONCE, len(self.clients))))
+        for first in range(0, len(self.clients), AT_ONCE):
+            self.say(range(first, min(first + AT_ONCE, len(self.clients))))
         self.waiting.clear()
 
     def judge(self, row: Row) -> None:
@@ -123,7 +129,7 @@ def ports(backend: UdpBackend) -> dict[int, set[int]]:
     """Number of a client -> the ports that its datagrams came from."""
     found: dict[int, set[int]] = {}
     for data, sender in list(backend.seen):
-        if data:  # C rinetd sends an empty one first
+        if data.startswith(b"<"):  # C rinetd sends an empty one first
             found.setdefault(int(data[1 : data.index(b">")]), set()).add(sender[1])
     return found
 
@@ -465,3 +471,164 @@ def test_reloads_in_a_crowd(row: Row, kind: Kind, watched: StartWatched) -> None
     row.figure("reloads", number + 1)
     row.figure("datagrams during reloads", asked)
     row.figure("of them lost", lost)
+
+
+# 47. A flood from addresses where nobody is.
+
+STRANGERS: Final = scaled(8000, 100_000)
+
+ROOM: Final = 2 * 64
+"""Sockets of flows that have ended which the workers close at the end of their turn."""
+
+PACE: Final = 8000
+"""Datagrams a second that begin flows: two workers on two processors take them, with the flood beside."""
+
+CAP: Final = 5000
+"""What `max-udp-connections` is if the file says nothing."""
+
+WIRE: Final = "192.0.2.1"
+
+
+class Flood:
+    """A network inside of a test's, from where strangers send to the forward at `port`."""
+
+    def __init__(self, inside: Sandbox, port: int) -> None:
+        self.inside = inside
+        self.port = port
+        inside.run("ip", "link", "add", "near", "type", "veth", "peer", "name", "far")
+        inside.run("ip", "address", "add", f"{WIRE}/24", "dev", "near")
+        for end in ("near", "far"):
+            inside.run("ip", "link", "set", end, "up")
+        inside.run("ip", "route", "add", strangers.NETWORK, "dev", "near")
+        self.mac = json.loads(inside.run("ip", "-json", "link", "show", "near"))[0]["address"]
+
+    def come(self, rate: int, meanwhile: Callable[[], None]) -> float:
+        """STRANGERS of them; do something `meanwhile`, again and again. In how many seconds."""
+        command = (strangers.__name__, "far", self.mac, WIRE, self.port, STRANGERS, rate)
+        with self.inside.call(start, *command) as process:
+            while process.poll() is None:
+                meanwhile()
+            return float(said(process))
+
+
+@pytest.mark.row(
+    47,
+    f"{STRANGERS:,} datagrams, each from another address where nobody is, {PACE:,} a second, at once, denied;"
+    f" `max-udp-connections` is {CAP:,}",
+    "never more flows than that, but for one per further worker; who was answered keeps the flow; each has its two"
+    f" log lines, of the denied {TOLD} a second per worker have one; TCP calls are answered; all is given back",
+)
+@compared("rinetd")
+@pytest.mark.timeout(deadline.seconds(300))
+def test_a_flood_of_datagrams(row: Row, kind: Kind, watched: StartWatched) -> None:
+    """The backend answers none of them. Friends are twenty clients whom it knows; TCP calls go on beside."""
+    port, calls = 5300, 5000
+    with Sandbox(network=True) as inside, ExitStack() as stack:
+        flood = Flood(inside, port)
+        backend = stack.enter_context(inside.call(UdpBackend, friendly))
+        known = inside.call(stack.enter_context, serve_apart("echo"))
+        forwards = (
+            f"{WIRE} {port}/udp {HOST} {backend.port}/udp [timeout=3]\n"
+            f"{HOST} {calls} {known.host} {known.port}\n"
+        )
+        forwards += "metrics 127.0.0.1:0\n" if kind == "fastfwd" else ""
+        running = inside.call(watched, forwards, kind=kind).running
+        before = held(running)
+        load = inside.call(stack.enter_context, Load((HOST, calls), scaled(50, 100)))
+        load.more(100)
+        quiet = slowest(load.calls)
+        crowd = inside.call(Crowd, (WIRE, port), 20, stack, 1.0 if kind == "fastfwd" else 0.2)
+        served(row, crowd, "friends at first")
+        memory = sum(map(processes.rss, running.serving()))
+        url = metrics_url(running) if kind == "fastfwd" else ""
+        missed: list[int] = []
+        flows: list[int] = []
+        descriptors: list[int] = []
+
+        def look() -> None:
+            """The friends talk; then see what it has."""
+            missed.append(len(crowd.ask()))
+            descriptors.append(held(running) - before)
+            if url:
+                flows.append(inside.call(forward_status, url)["active"])
+
+        for rate in (PACE, 0):
+            missed.clear()
+            before_it = dealt_with(inside.call(forward_status, url)) if url else 0
+            calls_before, lines = len(load.calls), told(running, port)
+            began = time.monotonic()
+            seconds = flood.come(rate, look)
+            name = f"{rate:,} a second" if rate else "at once"
+            row.figure(f"{name}: datagrams", STRANGERS / seconds, "/s")
+            if url:
+                until(lambda: dealt_with(inside.call(forward_status, url)) >= before_it + STRANGERS)  # noqa: B023
+            took = time.monotonic() - began
+            row.figure(f"{name}: log lines", (told(running, port) - lines) / took, "/s")
+            row.figure(f"{name}: friends' datagrams lost", 100 * sum(missed) / (20 * len(missed)), "%")
+            if rate:
+                grown = sum(map(processes.rss, running.serving())) - memory
+                row.figure("memory of a flow", grown / max(1, held(running) - before), "B")
+            with noted(row, f"{name}: TCP calls"):
+                load.more(20)
+                row.figure(f"{name}: 99th percentile of TCP calls", slowest(load.calls[calls_before:]), "ms")
+            served(row, crowd, f"{name}: friends after it")
+        row.figure("without a flood", quiet, "ms")
+        row.figure("most descriptors", max(descriptors))
+        row.held(max(descriptors) <= CAP + ROOM, f"{max(descriptors)} descriptors")
+        if url:
+            row.tried(len(flows), [f"{each} flows" for each in flows if each > CAP + WORKERS - 1])
+            row.figure("most flows", max(flows))
+        row.tried(20, changed(range(20), [ports(backend)], "friends"))
+        left = gone(row, running, before, "after the flood")
+        row.figure("descriptors left after it", left)
+        found = Counter(line["outcome"] for line in running.log_columns() if line["listen_port"] == str(port))
+        ends = found["evicted"] + found["idle-timeout"]
+        row.held(found["opened"] == ends == found.total() / 2, f"in the log: {found}")
+        row.figure("flows", found["opened"])
+        row.figure("of them evicted", found["evicted"])
+        if url:
+            here = inside.call(forward_status, url)
+            row.held(here["closed"].get("evicted") == found["evicted"], f"evicted: {here['closed']}")
+            accounted = here["accepted"] + here["datagrams"]["dropped"]["queue"]
+            row.held(accounted >= 2 * STRANGERS, f"{accounted} begun or dropped, of {2 * STRANGERS}")
+            row.figure("datagrams that found no room", here["datagrams"]["dropped"]["queue"])
+
+            running.reload(f"deny {strangers.NETWORK}\n{forwards}")
+            missed.clear()
+            seconds = flood.come(0, look)
+            with suppress(AssertionError):
+                until(lambda: dealt_with(inside.call(forward_status, url)) >= accounted + STRANGERS)
+            now = inside.call(forward_status, url)
+            row.held(dealt_with(now) >= accounted + STRANGERS, f"{now['denied']}, {now['datagrams']}")
+            lines = len(running.wait_log(1, "\tdenied"))
+            row.held(lines <= TOLD * WORKERS * (seconds + 2), f"{lines} lines in {seconds:.1f} s")
+            row.figure("denied: datagrams", STRANGERS / seconds, "/s")
+            row.figure("denied: log lines", lines / seconds, "/s")
+            row.figure("denied: friends' datagrams lost", 100 * sum(missed) / (20 * len(missed)), "%")
+            served(row, crowd, "friends after the denied")
+        crowd.judge(row)
+        with noted(row, "the end of the calls"):
+            load.stop()
+        row.tried(len(load.calls), [f"call: {call.how}" for call in load.failed()])
+        end(running)
+
+
+def forward_status(url: str) -> Any:
+    """What the program says of its forward for datagrams."""
+    return next(each for each in status(url)["forwards"] if each["proto"] == "udp")
+
+
+def dealt_with(forward: Any) -> int:
+    """Strangers and others that have a flow, are denied, or found no room."""
+    queue: int = forward["datagrams"]["dropped"]["queue"]
+    return int(forward["accepted"] + sum(forward["denied"].values()) + queue)
+
+
+def told(running: Forwarder, port: int) -> int:
+    """How many lines the log has about a forward."""
+    return running.log_text().count(f"\t{port}\t{HOST}\t")
+
+
+def friendly(data: bytes) -> list[bytes]:
+    """An echo for the crowd, and for nobody else."""
+    return [data] if data.startswith(b"<") else []
