@@ -5,7 +5,7 @@
 #   make check        lint, format and types only
 #   make bench        measure everything and write the report: 45 minutes, best as root on an idle machine
 #   make bench-quick  one short round of the same, to look at: two minutes
-#   make faults       the whole campaign of faults (50 minutes), and its table in docs/reliability.md: best as root
+#   make faults       the whole campaign of faults (55 minutes), and its table in docs/reliability.md: best as root
 #   make soak         its row 40 alone: twenty minutes of load and faults at random (SOAK=minutes)
 #   make clean        remove everything these made
 #

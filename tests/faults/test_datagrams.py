@@ -1,5 +1,5 @@
-"""Rows 37 and 44 to 46: datagrams of every size, backends that come and go, workers that die, and reloads,
-in the midst of a crowd of clients.
+"""Rows 37 and 44 to 47: datagrams of every size; backends that come and go, workers that die, and reloads,
+in the midst of a crowd of clients; a flood from addresses where nobody is.
 
 A client's canary tells whose datagram it is, and the port that a backend hears it from tells which flow
 carries it: as long as that port stays the same, nothing has happened to the flow.
@@ -481,7 +481,7 @@ def test_reloads_in_a_crowd(row: Row, kind: Kind, watched: StartWatched) -> None
 
 # 47. A flood from addresses where nobody is.
 
-STRANGERS: Final = scaled(8000, 100_000)
+STRANGERS: Final = scaled(6000, 100_000)
 
 ROOM: Final = 2 * 64 + 100
 """Descriptors beside those of flows: sockets of ended ones, which the workers close at the end of their turn,
@@ -536,13 +536,13 @@ def test_a_flood_of_datagrams(row: Row, kind: Kind, watched: StartWatched) -> No
         backend = stack.enter_context(inside.call(UdpBackend, friendly))
         known = inside.call(stack.enter_context, serve_apart("echo"))
         forwards = (
-            f"{WIRE} {port}/udp {HOST} {backend.port}/udp [timeout=3]\n"
+            f"{WIRE} {port}/udp {HOST} {backend.port}/udp [timeout={scaled(2, 3)}]\n"
             f"{HOST} {calls} {known.host} {known.port}\n"
         )
         forwards += "metrics 127.0.0.1:0\n" if kind == "fastfwd" else ""
         running = inside.call(watched, forwards, kind=kind).running
         before = held(running)
-        load = inside.call(stack.enter_context, Load((HOST, calls), scaled(50, 100)))
+        load = inside.call(stack.enter_context, Load((HOST, calls), 100))
         load.more(100)
         quiet = slowest(load.calls)
         crowd = inside.call(Crowd, (WIRE, port), 20, stack, 1.0 if kind == "fastfwd" else 0.2)
