@@ -101,7 +101,10 @@ RESTARTS: Final = {
     "watchdog": WatchCell.UNRESPONSIVE,
 }
 
-RATED: Final = (ForwardCell.ACCEPTED, ForwardCell.RECEIVED, ForwardCell.SENT)
+RATED: Final = (
+    *(ForwardCell.ACCEPTED, ForwardCell.RECEIVED, ForwardCell.SENT),
+    *(ForwardCell.DATAGRAMS_RECEIVED, ForwardCell.DATAGRAMS_SENT),
+)
 """What rates are taken of, in the order of Rates."""
 
 
@@ -370,6 +373,8 @@ class Observer:
             round(sum(each.connections for each in known), 1),
             round(sum(each.received_bytes for each in known), 1),
             round(sum(each.sent_bytes for each in known), 1),
+            round(sum(each.received_datagrams for each in known), 1),
+            round(sum(each.sent_datagrams for each in known), 1),
         )
 
 

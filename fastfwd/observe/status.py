@@ -21,11 +21,13 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Per second, over the last interval."""
+    """Per second, over the last interval. Datagrams are those from and to clients."""
 
     connections: float
     received_bytes: float
     sent_bytes: float
+    received_datagrams: float = 0.0
+    sent_datagrams: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

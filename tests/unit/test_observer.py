@@ -296,6 +296,8 @@ def test_rates_are_per_second(board: Scoreboard, observer: Observer) -> None:
         cells[ForwardCell.ACCEPTED] += figure
         cells[ForwardCell.RECEIVED] += 1000 * figure
         cells[ForwardCell.SENT] += 10**6 * figure
+        cells[ForwardCell.DATAGRAMS_RECEIVED] += 10 * figure
+        cells[ForwardCell.DATAGRAMS_SENT] += 100 * figure
     instants.append(time.monotonic())
     observer.sample()
     instants.append(time.monotonic())
@@ -306,6 +308,8 @@ def test_rates_are_per_second(board: Scoreboard, observer: Observer) -> None:
         (rates.connections, 10**3),
         (rates.received_bytes, 10**6),
         (rates.sent_bytes, 10**9),
+        (rates.received_datagrams, 10**4),
+        (rates.sent_datagrams, 10**5),
     ):
         assert figure / longest - 0.1 <= rate <= figure / shortest + 0.1
 
