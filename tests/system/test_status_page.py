@@ -23,11 +23,12 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from tests import deadline
 from tests.conftest import StartForwarder, StartServer
+from tests.datagrams import UdpBackend, ask, udp_client
 from tests.deadline import until
 from tests.forwarder import Forwarder
 from tests.ports import free_port
 from tests.servers import echo, serve
-from tests.sockets import Address, connect, read_exactly
+from tests.sockets import Address, connect, read_exactly, read_to_end
 from tests.system.browser import open_browser, show_at
 
 HOST = "127.0.0.1"
@@ -309,6 +310,134 @@ def test_text_of_the_server_is_never_markup(page: Page, tmp_path: Path) -> None:
         assert not page.browser.find_elements(By.CSS_SELECTOR, "img")
 
 
+# Several backends, and datagrams
+
+
+@pytest.fixture
+def spread(forwarder: StartForwarder, backend: StartServer) -> Callable[..., Site]:
+    """Call it with two backends' ports (None: one that answers) for a program with one worker that
+    spreads `www` over them, and leaves out who has failed once."""
+
+    def start(*backends: int | None, extra: str = "") -> Site:
+        ports = {"www": free_port()}
+        behind = ",".join(f"{HOST}:{backend(echo).port if port is None else port}" for port in backends)
+        options = f"[name=www, health-threshold=1, recovery-timeout=1h{extra}]"
+        config = f"{HOST} {ports['www']} {behind} 1 {options}\n{METRICS}"
+        return Site(forwarder(config, workers=1), ports)
+
+    return start
+
+
+StartSpread = Callable[..., Site]
+
+PART = '#forwards tbody[data-name="www tcp"] .part'
+"""The line of a backend."""
+
+
+def test_every_backend_has_a_line(page: Page, spread: StartSpread) -> None:
+    """With its connections and its share of all."""
+    started = spread(None, None)
+    for _ in range(4):
+        talk(started.address("www"))
+    page.open(started.url)
+    page.wait(cell("www", "accepted"), "4")
+    assert [text.split(f"{HOST}:")[1][-2:] for text in page.texts(f"{PART} th")] == ["up", "up"]
+    assert page.texts(f'{PART} [data-column="accepted"] .value') == ["2", "2"]
+    assert page.texts(f'{PART} [data-column="connections"] .value') == [f"50{NARROW}% of all"] * 2
+
+
+def test_one_backend_has_no_line_of_its_own(page: Page, site: Site) -> None:
+    """The forward's own says it all."""
+    page.open(site.url)
+    assert page.texts("#forwards .part") == []
+
+
+def test_a_backend_that_is_left_out_is_said(page: Page, spread: StartSpread) -> None:
+    """In its line, in the forward's, and above, each in words."""
+    gone = free_port()
+    started = spread(gone, None)
+    talk(started.address("www"))
+    page.open(started.url)
+    assert page.text(f"{PART} .badge") == "left out"
+    assert page.text(f"{cell('www', 'forward')} .badge") == "1 of 2 backends left out"
+    assert page.text("#warnings .warn") == f"Left out of the backends of www: {HOST}:{gone}."
+
+
+def test_no_backend_left_is_an_alarm(page: Page, spread: StartSpread) -> None:
+    """It is more than the sum of the warnings, and takes their place."""
+    started = spread(free_port(), free_port())
+    with connect(started.address("www")) as client:
+        assert read_to_end(client).data == b""
+    page.open(started.url)
+    assert page.texts("#warnings li") == [
+        "All backends of www are left out; every one is tried all the same."
+    ]
+    assert page.text(f"{cell('www', 'forward')} .badge") == "all 2 backends left out"
+
+
+def test_a_reload_takes_a_backend_s_line_away(page: Page, spread: StartSpread) -> None:
+    """A forward with a single backend again has none."""
+    started = spread(None, None)
+    page.open(started.url)
+    assert len(page.texts(PART)) == 2
+    listen = started.ports["www"]
+    port = started.url.rsplit(":", 1)[1].strip("/")
+    started.program.reload(f"{HOST} {listen} {HOST} 9 [name=www]\nmetrics {HOST}:{port}\n")
+    until(lambda: page.texts(PART) == [], what="no line of a backend")
+
+
+@pytest.fixture
+def flows(forwarder: StartForwarder) -> Iterator[Site]:
+    """A program with one worker, and `dns`, which has room for one flow."""
+    ports = {"dns": free_port()}
+    with UdpBackend() as behind:
+        config = (
+            f"{HOST} {ports['dns']}/udp {HOST} {behind.port}/udp [name=dns]\nmax-udp-connections 1\n{METRICS}"
+        )
+        yield Site(forwarder(config, workers=1), ports)
+
+
+def dns_cell(column: str) -> str:
+    """Selects a cell of `dns`."""
+    return f'#forwards tbody[data-name="dns udp"] [data-column="{column}"]'
+
+
+def test_datagrams_show_per_second(page: Page, flows: Site) -> None:
+    """Below the bytes per second, and how many there were in the title."""
+    page.open(flows.url)
+    assert page.text(f"{dns_cell('failures')} .more") == "0 lost"
+    with udp_client(flows.address("dns")) as client:
+
+        def seen() -> bool:
+            ask(client, b"x")
+            return re.match(r"[1-9].* dgram/s", page.text(f"{dns_cell('sent')} .more")) is not None
+
+        until(seen, 15, "datagrams per second")
+    assert "since the start" in str(page.find(dns_cell("sent")).get_attribute("title"))
+
+
+def test_datagrams_have_details(page: Page, flows: Site) -> None:
+    """Where they were lost, if they were."""
+    with udp_client(flows.address("dns")) as client:
+        ask(client, b"x")
+    page.open(flows.url)
+    page.find(f"{dns_cell('forward')} .opener").send_keys(Keys.ENTER)
+    details = page.text("#forwards .details")
+    assert "from clients1to clients1lost in the listener's queue0" in details
+
+
+def test_evicted_flows_are_news(page: Page, flows: Site) -> None:
+    """While more clients come than there is room for; not because there once were."""
+    for _ in range(2):
+        with udp_client(flows.address("dns")) as client:
+            ask(client, b"x")
+    page.open(flows.url)
+    assert page.texts("#warnings li") == []
+    with udp_client(flows.address("dns")) as client:
+        ask(client, b"x")
+    page.wait("#warnings .warn", "Flows of dns are evicted: more clients than max-udp-connections.")
+
+
 # What one can do with it
 
 
@@ -507,6 +636,33 @@ def test_a_phone_sees_every_figure_of_the_details(page: Page, site: Site) -> Non
     page.run("document.querySelector(arguments[0]).click()", f"{cell('www', 'forward')} .opener")
     figures = page.browser.find_elements(By.CSS_SELECTOR, "#forwards .details dd")
     assert max(found.rect["x"] + found.rect["width"] for found in figures) <= 360
+
+
+def test_a_phone_sees_every_figure_of_a_backend(page: Page, spread: StartSpread) -> None:
+    """What has nothing to say takes no room."""
+    show_at(page.browser, 360)
+    page.open(spread(None, free_port()).url)
+    cells = [
+        found
+        for found in page.browser.find_elements(By.CSS_SELECTOR, f"{PART}:not(:first-child) > *")
+        if found.is_displayed()
+    ]
+    assert len(cells) == 2 * 6
+    assert max(found.rect["x"] + found.rect["width"] for found in cells) <= 360
+
+
+def test_where_it_leads_is_seen_behind_a_long_path(
+    page: Page, forwarder: StartForwarder, tmp_path: Path
+) -> None:
+    """Of a Unix socket's path the middle goes, and a name that is the address is not said twice."""
+    path = tmp_path / ("p" * (100 - len(str(tmp_path))))
+    config = f"unix:{path} {HOST} 9 [name=own]\nunix:{path}- {HOST} 9\n{METRICS}"
+    show_at(page.browser, 360)
+    page.open(url_of(forwarder(config)))
+    ways = page.texts("#forwards .way")
+    assert re.fullmatch(rf"unix:/.{{8}}…p{{25}} → {HOST}:9", ways[0])
+    assert ways[1] == f"→ {HOST}:9"
+    assert page.width() == 360
 
 
 def test_dark_and_light_differ(page: Page, site: Site) -> None:
