@@ -172,7 +172,7 @@ def _verdict(config: Config, forward: Forward, address: str) -> str:
 def _status(file: str) -> int:
     """Show what the program that runs with `file` does."""
     from fastfwd.config.load import metrics_address
-    from fastfwd.observe.terminal import fetch, text
+    from fastfwd.observe.terminal import fetch, text, width
 
     address = metrics_address(file)
     if address is None:
@@ -181,7 +181,7 @@ def _status(file: str) -> int:
         complaint = f"{file} leaves the metrics port to the kernel: the program has said which at its start"
     else:
         try:
-            print(text(fetch(address)), end="")
+            print(text(fetch(address), width()), end="")
             return 0
         except OSError as error:
             complaint = f"nobody answers on {address}: {error.strerror or error}"

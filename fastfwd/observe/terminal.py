@@ -7,8 +7,12 @@ may read, and needs no rights.
 from __future__ import annotations
 
 import http.client
+import os
 import socket
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from time import localtime, strftime
 from typing import Any, Final
 
@@ -18,6 +22,19 @@ from fastfwd.model import MetricsAddress
 
 TIMEOUT: Final = 5.0
 """Seconds for each step of asking."""
+
+SHORTEST: Final = 12
+"""Characters that are left of a name, however narrow the terminal is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: `words` are set to the left, and cut where there is no room for them;
+    figures never are. Of those with a `spare`, the highest goes first from a narrow terminal."""
+
+    head: str
+    words: bool = False
+    spare: int = 0
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -55,8 +72,17 @@ def fetch(address: MetricsAddress) -> dict[str, Any]:
     return status
 
 
-def text(status: dict[str, Any]) -> str:
-    """The page: a head, what is wrong if anything, a table of forwards, one of workers."""
+def width() -> int | None:
+    """Columns of the terminal that standard output is; None if it is none: a file has room."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):  # ValueError: there is no file behind it
+        return None
+
+
+def text(status: dict[str, Any], width: int | None = None) -> str:
+    """The page: a head, what is wrong if anything, a table of forwards, one of the backends of
+    those that have several, one of UDP's datagrams, one of workers; each in so many columns."""
     now = status["time"]
     config = status["config"]
     up = f", up {duration(now - status['started'])}" if status["started"] else ""
@@ -65,7 +91,14 @@ def text(status: dict[str, Any]) -> str:
         f"fastfwd {status['version']}, process {status['pid']}: {status['state']}{up}",
         f"{config['file']}, applied {moment(config['last_reload'])}; {reloads}",
     ]
-    blocks = [head, _warnings(status), _forwards(status), _workers(status)]
+    shown = [each for each in status["forwards"] if each["configured"] or each["active"]]
+    tables = [
+        _forwards(status, shown, width),
+        _backends(shown, width),
+        _datagrams(shown, width),
+        _workers(status, width),
+    ]
+    blocks = [head, _warnings(status), *tables]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
@@ -78,27 +111,40 @@ def _warnings(status: dict[str, Any]) -> list[str]:
         found.append(f"{missing} of {status['workers_configured']} workers do not serve")
     if status["log"]["dropped"]:
         found.append(f"{status['log']['dropped']} lines of the connection log were lost")
+    found += chain.from_iterable(map(_forward_warnings, status["forwards"]))
     return [f"! {each}" for each in found]
 
 
-def _forwards(status: dict[str, Any]) -> list[str]:
-    heads = (
-        "FORWARD",
-        "TARGET",
-        "ACTIVE",
-        "ACCEPTED",
-        "/S",
-        "IN/S",
-        "OUT/S",
-        "IN",
-        "OUT",
-        "DENIED",
-        "FAILED",
+def _forward_warnings(forward: dict[str, Any]) -> list[str]:
+    found = []
+    several = _several(forward)
+    down = [each["backend"] for each in several if not each["up"]]
+    if down and len(down) == len(several):
+        found.append(f"{forward['forward']}: all backends are left out; every one is tried all the same")
+    elif down:
+        found.append(f"{forward['forward']}: left out of {len(several)} backends: {', '.join(down)}")
+    if evicted := forward["closed"]["evicted"]:
+        found.append(f"{forward['forward']}: {evicted} flows were evicted (max-udp-connections)")
+    return found
+
+
+def _several(forward: dict[str, Any]) -> list[dict[str, Any]]:
+    """The backends of a forward that has more than one."""
+    found: list[dict[str, Any]] = forward["backends"] if forward["balance"] else []
+    return found
+
+
+def _forwards(status: dict[str, Any], shown: list[dict[str, Any]], width: int | None) -> list[str]:
+    columns = (
+        *(Column("FORWARD", words=True), Column("TARGET", words=True, spare=2)),
+        *(Column("ACTIVE"), Column("ACCEPTED"), Column("/S"), Column("IN/S", spare=1)),
+        *(Column("OUT/S", spare=1), Column("IN", spare=4), Column("OUT", spare=4)),
+        *(Column("DENIED", spare=3), Column("FAILED")),
     )
     rows = [
         (
             each["forward"],
-            each["target"] or "(removed)",
+            _target(each),
             *(str(each[name]) for name in ("active", "accepted")),
             *_rates(each["rates"]),
             size(each["received_bytes"]),
@@ -106,8 +152,7 @@ def _forwards(status: dict[str, Any]) -> list[str]:
             str(sum(each["denied"].values())),
             str(sum(each["connect_failures"].values())),
         )
-        for each in status["forwards"]
-        if each["configured"] or each["active"]
+        for each in shown
     ]
     totals = status["totals"]
     total = (
@@ -116,7 +161,13 @@ def _forwards(status: dict[str, Any]) -> list[str]:
         *(size(totals["received_bytes"]), size(totals["sent_bytes"]), str(totals["denied"])),
         str(sum(sum(each["connect_failures"].values()) for each in status["forwards"])),
     )
-    return table(heads, [*rows, total], words=2)
+    return table(columns, [*rows, total], width)
+
+
+def _target(forward: dict[str, Any]) -> str:
+    if several := _several(forward):
+        return f"{len(several)} backends, {forward['balance']}"
+    return forward["target"] or "(removed)"
 
 
 def _rates(rates: dict[str, float] | None) -> tuple[str, str, str]:
@@ -125,8 +176,64 @@ def _rates(rates: dict[str, float] | None) -> tuple[str, str, str]:
     return f"{rates['connections']:.1f}", size(rates["received_bytes"]), size(rates["sent_bytes"])
 
 
-def _workers(status: dict[str, Any]) -> list[str]:
-    heads = ("SLOT", "PID", "UP", "BEAT", "SESSIONS", "LOAD", "CPU", "MEMORY", "FDS", "RESTARTS", "PAUSED")
+def _backends(shown: list[dict[str, Any]], width: int | None) -> list[str]:
+    """Nothing if no forward has several. SHARE is one of the connections since the start."""
+    columns = (
+        *(Column("FORWARD", words=True), Column("BACKEND", words=True), Column("STATE", words=True)),
+        *(Column("ACTIVE"), Column("ACCEPTED", spare=1), Column("SHARE"), Column("IN", spare=3)),
+        *(Column("OUT", spare=3), Column("DIALS", spare=2), Column("FAILED")),
+    )
+    rows = []
+    for forward in shown:
+        several = _several(forward)
+        accepted = sum(each["accepted"] for each in several)
+        rows += [
+            (
+                forward["forward"],
+                each["backend"],
+                "up" if each["up"] else "left out",
+                *(str(each["active"]), str(each["accepted"])),
+                f"{each['accepted'] / accepted:.0%}" if accepted else "-",
+                *(size(each["received_bytes"]), size(each["sent_bytes"])),
+                *(str(each["connects"]), str(sum(each["connect_failures"].values()))),
+            )
+            for each in several
+        ]
+    return table(columns, rows, width) if rows else []
+
+
+def _datagrams(shown: list[dict[str, Any]], width: int | None) -> list[str]:
+    """Nothing if no forward is one of UDP. The last three columns before EVICTED are those lost here:
+    in the listener's queue, on the way to a backend, on the way to a client."""
+    columns = (
+        *(Column("DATAGRAMS OF", words=True), Column("IN/S"), Column("OUT/S"), Column("IN", spare=1)),
+        *(Column("OUT", spare=1), Column("LOST: QUEUE"), Column("BACKEND"), Column("CLIENT")),
+        Column("EVICTED"),
+    )
+    rows = []
+    for each in shown:
+        if (counts := each["datagrams"]) is None:
+            continue
+        rates = each["rates"]
+        rows.append(
+            (
+                each["forward"],
+                "-" if rates is None else f"{rates['received_datagrams']:.1f}",
+                "-" if rates is None else f"{rates['sent_datagrams']:.1f}",
+                *(str(counts[way]) for way in ("received", "sent")),
+                *(str(counts["dropped"][reason]) for reason in ("queue", "backend", "client")),
+                str(each["closed"]["evicted"]),
+            )
+        )
+    return table(columns, rows, width) if rows else []
+
+
+def _workers(status: dict[str, Any], width: int | None) -> list[str]:
+    columns = (
+        *(Column("SLOT"), Column("PID"), Column("UP"), Column("BEAT"), Column("SESSIONS"), Column("LOAD")),
+        *(Column("CPU", spare=1), Column("MEMORY"), Column("FDS", spare=2), Column("RESTARTS")),
+        Column("PAUSED", spare=3),
+    )
     rows = []
     for each in status["workers"]:
         load, memory = each["cpu_load"], each["memory_bytes"]
@@ -145,25 +252,47 @@ def _workers(status: dict[str, Any]) -> list[str]:
                 f"{each['accept_paused_seconds']:.1f} s",
             )
         )
-    return table(heads, rows)
+    return table(columns, rows, width)
 
 
 def _known(number: int | None) -> str:
     return "-" if number is None else str(number)
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 0) -> list[str]:
-    """Lines of columns as wide as they need to be; the first `words` hold words, the others
-    figures, which are set to the right."""
-    columns = list(zip(heads, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> list[str]:
+    """Lines of columns as wide as they need to be, if so many characters have room for them. Else
+    columns that can be spared go, then the longest words become shorter, to SHORTEST at least."""
+    cells = list(zip([column.head for column in columns], *rows, strict=True))
+    kept = list(zip(columns, cells, [max(map(len, column)) for column in cells], strict=True))
+
+    def excess(shortest: bool) -> int:
+        used = (min(size, SHORTEST) if shortest and column.words else size for column, _, size in kept)
+        return 0 if width is None else sum(used) + 2 * (len(kept) - 1) - width
+
+    while excess(shortest=True) > 0 and (most := max(column.spare for column, _, _ in kept)):
+        kept = [each for each in kept if each[0].spare != most]
+    sizes = [size for _, _, size in kept]
+    words = [place for place, (column, _, _) in enumerate(kept) if column.words]
+    for _ in range(excess(shortest=False)):
+        longest = max(words, key=lambda place: sizes[place], default=None)
+        if longest is None or sizes[longest] <= SHORTEST:
+            break
+        sizes[longest] -= 1
     return [
         "  ".join(
-            cell.ljust(width) if place < words else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            _cut(cell, size).ljust(size) if place in words else cell.rjust(size)
+            for place, (cell, size) in enumerate(zip(line, sizes, strict=True))
         ).rstrip()
-        for line in zip(*columns, strict=True)
+        for line in zip(*(column for _, column, _ in kept), strict=True)
     ]
+
+
+def _cut(text: str, size: int) -> str:
+    """The middle goes: addresses and paths differ at both ends."""
+    if len(text) <= size:
+        return text
+    behind = (size - 1) // 2
+    return f"{text[: size - 1 - behind]}…{text[-behind:]}"
 
 
 def size(count: float) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import termios
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
+from tests import deadline
 from tests.conftest import StartForwarder, StartServer
-from tests.forwarder import run
+from tests.forwarder import program, run
 from tests.ports import free_port
 from tests.servers import echo
 from tests.sockets import connect, read_to_end
@@ -57,6 +62,23 @@ def test_it_shows_what_was_forwarded(
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("web "))
     assert line.split()[1:4] == [f"{HOST}:{server.port}/tcp", "0", "1"]
     assert line.count("2.00 kB") == 2
+
+
+def test_a_terminal_s_width_is_kept(forwarder: StartForwarder, port: int) -> None:
+    """Of a name that is longer the middle goes; a pipe gets it whole."""
+    name = "n" * 100
+    running = forwarder(f"{HOST} {port} {HOST} 1 [name={name}]\nmetrics {HOST}:{free_port()}\n")
+    command = [*program(), "--status", "-c", str(running.config_path)]
+    ours, its = pty.openpty()
+    try:
+        termios.tcsetwinsize(its, (24, 90))
+        subprocess.run(command, stdout=its, check=True, timeout=deadline.seconds(20))
+        shown = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+        os.close(its)
+    assert max(len(line) for line in shown.splitlines() if "nnn" in line or "FORWARD" in line) == 90
+    assert name in run(*command[3:]).stdout
 
 
 def test_an_error_elsewhere_in_the_file_does_not_matter(forwarder: StartForwarder, port: int) -> None:

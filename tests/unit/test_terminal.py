@@ -11,7 +11,7 @@ from fastfwd.model import Backend, Endpoint, Forward, Origin, Protocol
 from fastfwd.observe.observer import Observer
 from fastfwd.observe.rows import Row
 from fastfwd.observe.scoreboard import Cell, ForwardCell, Scoreboard, SupervisorCell, WatchCell
-from fastfwd.observe.terminal import duration, size, table, text
+from fastfwd.observe.terminal import Column, duration, size, table, text
 
 FORWARD = Forward(
     Endpoint("127.0.0.1", 8080, Protocol.TCP),
@@ -59,11 +59,26 @@ def test_duration(seconds: float, shown: str) -> None:
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
     """Words to the left, figures to the right, nothing behind the last one."""
-    assert table(("NAME", "N"), [("x", "10"), ("longer", "")], words=1) == [
+    assert table((Column("NAME", words=True), Column("N")), [("x", "10"), ("longer", "")]) == [
         "NAME     N",
         "x       10",
         "longer",
     ]
+
+
+def test_a_narrow_terminal_spares_columns() -> None:
+    """Those of the highest number first, and no more than it takes."""
+    columns = (Column("AAAA"), Column("BBBB", spare=2), Column("CCCC", spare=1), Column("DDDD", spare=2))
+    found = [table(columns, [], width)[0] for width in (22, 21, 10, 9, 1)]
+    assert found == ["AAAA  BBBB  CCCC  DDDD", "AAAA  CCCC", "AAAA  CCCC", "AAAA", "AAAA"]
+
+
+def test_a_narrow_terminal_cuts_words() -> None:
+    """The longest first, in their middle, while something is left of them; figures stay whole."""
+    columns = (Column("A", words=True), Column("B", words=True), Column("N"))
+    rows = [("a" * 15 + "z" * 15, "b" * 14, "1234567890")]
+    assert table(columns, rows, 50)[1] == f"{'a' * 11}…{'z' * 10}  {'b' * 14}  1234567890"
+    assert table(columns, rows, 10)[1] == f"{'a' * 6}…{'z' * 5}  {'b' * 6}…{'b' * 5}  1234567890"
 
 
 def status(board: Scoreboard, *rows: Row) -> dict[str, Any]:
@@ -77,7 +92,7 @@ def status(board: Scoreboard, *rows: Row) -> dict[str, Any]:
 @pytest.fixture
 def board() -> Scoreboard:
     """One slot whose worker serves, after a start that was applied."""
-    board = Scoreboard(1, 2)
+    board = Scoreboard(1, 3)
     board.supervisor[SupervisorCell.RELOAD_OK] = 1
     board.watch(0)[WatchCell.SERVING] = 1
     return board
@@ -129,3 +144,93 @@ def test_a_worker_that_is_not_there(board: Scoreboard) -> None:
     """Its slot is shown, with what is not to be had left out."""
     board.watch(0)[WatchCell.SERVING] = 0
     assert text(status(board)).splitlines()[-1].split()[:3] == ["0", "-", "-"]
+
+
+# Several backends, and datagrams.
+
+SPREAD = Forward(
+    Endpoint("127.0.0.1", 8080, Protocol.TCP),
+    tuple(Backend(Endpoint(f"10.0.0.{number}", 80, Protocol.TCP)) for number in (1, 2)),
+    Origin("file", 1),
+)
+DNS = Forward(
+    Endpoint("127.0.0.1", 53, Protocol.UDP),
+    (Backend(Endpoint("10.0.0.1", 53, Protocol.UDP)),),
+    Origin("file", 1),
+)
+
+
+@pytest.fixture
+def spread(board: Scoreboard) -> Row:
+    """A forward with two backends; the first was given three connections of four."""
+    board.forward(1, 0)[ForwardCell.ACCEPTED] = 3
+    board.forward(2, 0)[ForwardCell.ACCEPTED] = 1
+    return Row(0, "web", Protocol.TCP, SPREAD, backends=((1, "one"), (2, "two")))
+
+
+def lines(page: str, begin: str) -> list[str]:
+    """The lines that begin so, with single spaces."""
+    return [" ".join(line.split()) for line in page.splitlines() if line.startswith(begin)]
+
+
+def test_backends_have_a_table(board: Scoreboard, spread: Row) -> None:
+    """And the forward says how many there are."""
+    assert lines(text(status(board, spread)), "web") == [
+        "web 2 backends, roundrobin 4 4 - - - 0 B 0 B 0 0",
+        "web one up 3 3 75% 0 B 0 B 0 0",
+        "web two up 1 1 25% 0 B 0 B 0 0",
+    ]
+
+
+def test_one_backend_needs_no_table(board: Scoreboard) -> None:
+    """The forward's own line says it all."""
+    shown = text(status(board, Row(0, "web", Protocol.TCP, FORWARD)))
+    assert ("BACKEND" in shown, "DATAGRAMS" in shown) == (False, False)
+
+
+def test_a_backend_that_is_left_out_is_said(board: Scoreboard, spread: Row) -> None:
+    """By its name."""
+    board.forward(2, 0)[ForwardCell.CHECKED_DOWN] = 1
+    shown = text(status(board, spread))
+    assert "\n! web: left out of 2 backends: two\n" in shown
+    assert lines(shown, "web")[2].startswith("web two left out ")
+
+
+def test_no_backend_left_is_said(board: Scoreboard, spread: Row) -> None:
+    """In place of a list."""
+    for number in (1, 2):
+        board.forward(number, 0)[ForwardCell.CHECKED_DOWN] = 1
+    assert lines(text(status(board, spread)), "! ") == [
+        "! web: all backends are left out; every one is tried all the same"
+    ]
+
+
+def test_datagrams_have_a_table(board: Scoreboard) -> None:
+    """How many, and those lost by where."""
+    cells = board.forward(0, 0)
+    for figure, name in enumerate(("RECEIVED", "SENT"), 4):
+        cells[ForwardCell[f"DATAGRAMS_{name}"]] = figure
+    for figure, name in enumerate(("QUEUE", "BACKEND", "CLIENT"), 6):
+        cells[ForwardCell[f"DROPPED_{name}"]] = figure
+    shown = text(status(board, Row(0, "dns", Protocol.UDP, DNS)))
+    assert lines(shown, "dns")[1] == "dns - - 4 5 6 7 8 0"
+
+
+def test_evicted_flows_are_said(board: Scoreboard) -> None:
+    """With their number, and what to change."""
+    board.forward(0, 0)[ForwardCell.ACCEPTED] = 3
+    board.forward(0, 0)[ForwardCell.CLOSED_EVICTED] = 2
+    shown = text(status(board, Row(0, "dns", Protocol.UDP, DNS)))
+    assert lines(shown, "! ") == ["! dns: 2 flows were evicted (max-udp-connections)"]
+
+
+def test_80_columns_are_enough(board: Scoreboard, spread: Row) -> None:
+    """For every table, whatever the names are, with figures of a busy program."""
+    long = "n" * 1000
+    cells = board.forward(0, 0)
+    cells[ForwardCell.ACCEPTED] = 10**9
+    cells[ForwardCell.RECEIVED] = cells[ForwardCell.SENT] = 10**15
+    cells[ForwardCell.DATAGRAMS_RECEIVED] = cells[ForwardCell.DATAGRAMS_SENT] = 10**10
+    rows = (Row(0, long, Protocol.UDP, SPREAD, backends=((1, f"1{long}"), (2, f"2{long}"))),)
+    shown = [line for line in text(status(board, *rows), 80).splitlines() if not line.startswith("/etc")]
+    assert max(map(len, shown)) <= 80
