@@ -166,7 +166,7 @@ def _forwards(status: dict[str, Any], shown: list[dict[str, Any]], width: int | 
 
 def _target(forward: dict[str, Any]) -> str:
     if several := _several(forward):
-        return f"{len(several)} backends, {forward['balance']}"
+        return f"{len(several)} backends"
     return forward["target"] or "(removed)"
 
 

@@ -176,7 +176,7 @@ def lines(page: str, begin: str) -> list[str]:
 def test_backends_have_a_table(board: Scoreboard, spread: Row) -> None:
     """And the forward says how many there are."""
     assert lines(text(status(board, spread)), "web") == [
-        "web 2 backends, roundrobin 4 4 - - - 0 B 0 B 0 0",
+        "web 2 backends 4 4 - - - 0 B 0 B 0 0",
         "web one up 3 3 75% 0 B 0 B 0 0",
         "web two up 1 1 25% 0 B 0 B 0 0",
     ]
