@@ -151,7 +151,13 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus with all rules, after several scrapes and evaluations."""
     require_peer("prometheus")
     directory = tmp_path_factory.mktemp("idle")
-    config = f"127.0.0.1 {free_port()} localhost {free_port()}\nmetrics 127.0.0.1:0\n"
+    spread = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
+    config = (
+        f"127.0.0.1 {free_port()} localhost {free_port()}\n"
+        f"127.0.0.1 {free_port()} {spread} 1\n"
+        f"127.0.0.1 {free_port()}/udp 127.0.0.1 {free_port()}/udp\n"
+        "metrics 127.0.0.1:0\n"
+    )
     with (
         Forwarder(directory, config) as forwarder,
         Prometheus(directory, metrics_url(forwarder), [RULES, ALERTS]) as prometheus,
