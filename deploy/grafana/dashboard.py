@@ -26,6 +26,10 @@ FORWARD: Final = HOST + ', forward=~"$forward"'
 FAILED: Final = FORWARD + ', outcome=~"local-.+-failed"'
 """Sessions that never reached a backend."""
 
+EVICTED: Final = FORWARD + ', proto="udp", outcome="evicted"'
+
+BACKEND: Final = "{{instance}} {{forward}} {{backend}}"
+
 GREEN, ORANGE, RED = "green", "orange", "red"
 
 
@@ -484,6 +488,123 @@ DIALS: Final = [
     ),
 ]
 
+BACKENDS: Final = [
+    Stat(
+        "Left out",
+        "Backends, of several, that are not dialled now: after failures, or because a check finds nobody.",
+        "none",
+        [Query(f"count(fastfwd_backend_up{{{FORWARD}}} == 0) or vector(0)")],
+        height=8,
+        steps=Steps(warn=1),
+    ),
+    Stat(
+        "Forwards without a backend",
+        "Forwards of whose several backends all are left out. All of them are tried all the same.",
+        "none",
+        [
+            Query(
+                f"count(max by (job, instance, forward) (fastfwd_backend_up{{{FORWARD}}}) == 0) or vector(0)"
+            )
+        ],
+        height=8,
+        steps=Steps(alarm=1),
+    ),
+    Panel(
+        "Backends up",
+        "Share of the time in which a backend was not left out. One that nobody dials or checks is up.",
+        "percentunit",
+        [Query(f"avg_over_time(fastfwd_backend_up{{{FORWARD}}}[$__rate_interval])", BACKEND)],
+        width=18,
+        highest=1,
+    ),
+    Panel(
+        "Connections by backend",
+        "Connections that each of several backends has now.",
+        "short",
+        [Query(f"fastfwd_backend_connections_active{{{FORWARD}}}", BACKEND)],
+        stacked=True,
+    ),
+    Panel(
+        "New connections by backend",
+        "Connections per second given to each of several backends, also after another one had failed.",
+        "cps",
+        [Query(rate("fastfwd_backend_connections_total", FORWARD), BACKEND)],
+        stacked=True,
+    ),
+    Panel(
+        "Share of new connections",
+        "Of its forward's, by backend: what the weights and the way of balancing make of it.",
+        "percentunit",
+        [
+            Query(
+                f"{rate('fastfwd_backend_connections_total', FORWARD)}"
+                " / on (job, instance, forward) group_left ()"
+                " sum by (job, instance, forward)"
+                f" ({rate('fastfwd_backend_connections_total', FORWARD)})",
+                BACKEND,
+            )
+        ],
+        highest=1,
+    ),
+]
+
+DATAGRAMS: Final = [
+    Panel(
+        "Datagrams from clients",
+        "Datagrams per second, whatever becomes of them.",
+        "pps",
+        [by_forward("fastfwd_udp_datagrams_received_total")],
+        stacked=True,
+    ),
+    Panel(
+        "Datagrams to clients",
+        "Datagrams per second.",
+        "pps",
+        [by_forward("fastfwd_udp_datagrams_sent_total")],
+        stacked=True,
+    ),
+    Panel(
+        "Datagrams lost",
+        "Datagrams per second that were lost here. queue: the listener's receive buffer was full. backend, "
+        "client: the socket to that side did not take it.",
+        "pps",
+        [
+            Query(
+                "sum by (instance, forward, reason)"
+                f" ({rate('fastfwd_udp_datagrams_dropped_total', FORWARD)})",
+                "{{instance}} {{forward}} {{reason}}",
+            )
+        ],
+        stacked=True,
+    ),
+    Panel(
+        "Flows",
+        "Clients that have sent something of late, and have a socket to a backend each.",
+        "short",
+        [
+            Query(
+                f'fastfwd_connections_active{{{FORWARD}, proto="udp"}}',
+                "{{instance}} {{forward}}",
+            )
+        ],
+        width=12,
+        stacked=True,
+    ),
+    Panel(
+        "Flows evicted",
+        "Flows per second that were ended because another one needed their place (max-udp-connections).",
+        "cps",
+        [
+            Query(
+                f"sum by (instance, forward) ({rate('fastfwd_connections_closed_total', EVICTED)})",
+                "{{instance}} {{forward}}",
+            )
+        ],
+        width=12,
+        steps=Steps(warn=1),
+    ),
+]
+
 WORKERS: Final = [
     Panel(
         "Processor time",
@@ -723,6 +844,8 @@ ROWS: Final = {
     "Sessions": SESSIONS,
     "Outcomes and denials": OUTCOMES,
     "Dials": DIALS,
+    "Several backends": BACKENDS,
+    "Datagrams": DATAGRAMS,
     "Workers": WORKERS,
     "Saturation": SATURATION,
     "Names": NAMES,
@@ -799,7 +922,7 @@ def dashboard() -> Json:
     return {
         "uid": "fastfwd",
         "title": "fastfwd",
-        "description": "TCP forwarding with fastfwd: traffic, sessions, backends, workers.",
+        "description": "Forwarding with fastfwd: traffic, sessions, backends, workers.",
         "tags": ["fastfwd", "network"],
         "schemaVersion": 37,
         "version": 1,

@@ -50,6 +50,7 @@ WITHOUT_DATA = {
     'docs/metrics.md: rate(fastfwd_connections_closed_total{outcome="evicted"}[5m]) > 0',
     "docs/runbooks.md: fastfwd_listener_queue_length / fastfwd_listener_queue_limit > 0.8",
     "docs/runbooks.md: rate(fastfwd_accept_paused_seconds_total[5m]) > 0",
+    "docs/runbooks.md: sum by (forward, reason) (rate(fastfwd_udp_datagrams_dropped_total[5m])) > 0",
     "docs/runbooks.md: rate(fastfwd_dns_lookup_failures_total[1h]) > 0",
 }
 """Queries that look for something wrong, which is not wrong here; every other one must have data."""
