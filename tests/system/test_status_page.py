@@ -422,8 +422,7 @@ def test_datagrams_have_details(page: Page, flows: Site) -> None:
         ask(client, b"x")
     page.open(flows.url)
     page.find(f"{dns_cell('forward')} .opener").send_keys(Keys.ENTER)
-    details = page.text("#forwards .details")
-    assert "from clients1to clients1lost in the listener's queue0" in details
+    page.wait("#forwards .details", "from clients1to clients1lost in the listener's queue0")
 
 
 def test_evicted_flows_are_news(page: Page, flows: Site) -> None:
