@@ -159,6 +159,22 @@ def open_log(path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
+class Allowance:
+    """So many lines of a kind in a second, so that a flood of clients does not become one of lines."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._since = 0.0
+        self._told = 0
+
+    def one_more(self, now: float) -> bool:
+        """Whether another line may be logged at `now` (monotonic seconds)."""
+        if now >= self._since + 1.0:
+            self._since, self._told = now, 0
+        self._told += 1
+        return self._told <= self._most
+
+
 class EventLog:
     """A worker's end of the log."""
 

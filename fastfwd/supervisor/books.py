@@ -15,7 +15,8 @@ from fastfwd.model import Config, ConfigError, Forward, Origin, Problem
 from fastfwd.observe.rows import FullError, Key, assign, backend_keys, key, needed
 from fastfwd.observe.scoreboard import ForwardCell, Scoreboard, State, SupervisorCell, WatchCell
 from fastfwd.supervisor.children import Child, Death
-from fastfwd.supervisor.listeners import Listeners, Place, drops, queue
+from fastfwd.supervisor.listeners import Listeners, Place, queue
+from fastfwd.worker.udp import drops
 
 
 class Ledger:

@@ -30,7 +30,6 @@ DATAGRAMS: Final = 4 << 20
 
 SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; root's way past the limits
 SO_RCVBUFFORCE: Final = 33
-SO_MEMINFO: Final = 55
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +208,6 @@ def queue(listener: socket.socket) -> tuple[int, int]:
     information = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
     length, limit = struct.unpack_from("=II", information, 24)
     return length, limit
-
-
-def drops(listener: socket.socket) -> int:
-    """Datagrams that a UDP socket had no room for: SO_MEMINFO's SK_MEMINFO_DROPS (linux/sock_diag.h)."""
-    information = listener.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)
-    dropped: int = struct.unpack_from("=I", information, 32)[0]
-    return dropped
 
 
 def close(groups: Mapping[str, Sequence[socket.socket]]) -> None:

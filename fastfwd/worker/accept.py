@@ -167,7 +167,7 @@ class Listener:
         worker = self.worker
         worker.loop.closing.append(client)
         # A flood over a limit must not become one of the log, too.
-        if worker.log is not None and (outcome in ACCESS or worker.may_tell()):
+        if worker.log is not None and (outcome in ACCESS or worker.refusals.one_more(worker.loop.now)):
             worker.log.event(Event(self.forward, outcome, address, port, serial=worker.next_serial()))
 
 

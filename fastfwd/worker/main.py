@@ -26,7 +26,7 @@ from weakref import WeakValueDictionary
 
 from fastfwd.channel import Channel, Message
 from fastfwd.model import AccessRule, Address, Forward, Limits, LogFormat, Outcome, Protocol
-from fastfwd.observe.eventlog import Event, EventLog, line_format
+from fastfwd.observe.eventlog import Allowance, Event, EventLog, line_format
 from fastfwd.observe.scoreboard import LAG, Cell, Scoreboard
 from fastfwd.relay.copying import discarder
 from fastfwd.relay.pipes import PipePool
@@ -52,6 +52,10 @@ LOOKS: Final = 8
 
 TOLD: Final = 10
 """Log lines per second about clients that were over a limit. All are counted."""
+
+STRANGERS: Final = 1000
+"""Flows per second of which the log tells before a backend has answered them: anybody can make them
+begin. Once it has, every one is told of."""
 
 PAUSE: Final = 0.25
 """Seconds without accepting after the process or the system ran out of room."""
@@ -140,8 +144,8 @@ class Worker:
         """None where no limit on connections makes anybody count them."""
         self.silence: TimerQueue[Session] | None = None
         """Where a session may not be silent for ever, all of them."""
-        self._told = 0
-        self._telling = 0.0
+        self.refusals = Allowance(TOLD)
+        self.strangers = Allowance(STRANGERS)
         self._serial = 0
         self.patience = self.loop.timer(PATIENCE, Dial.waited)
         self.overdue = self.loop.timer(self.limits.connect_timeout - PATIENCE, Dial.timed_out)
@@ -194,13 +198,6 @@ class Worker:
     def suspect(self, target: Target) -> None:
         """Dials to `target` fail one after the other: its name may have other addresses by now."""
         self.channel.send({"op": "suspect", "host": target.host})
-
-    def may_tell(self) -> bool:
-        """Whether one more line about a client over a limit may be logged in this second."""
-        if self.loop.now >= self._telling + 1.0:
-            self._telling, self._told = self.loop.now, 0
-        self._told += 1
-        return self._told <= TOLD
 
     def overdue_after(self, seconds: int) -> TimerQueue[Dial]:
         """Where dials wait that may take so long."""

@@ -167,6 +167,25 @@ def test_the_most_flows(forwarder: StartForwarder, answering: UdpBackend) -> Non
     assert by(found, "connections_closed_total", "outcome")["evicted"] == 1
 
 
+def test_a_limit_that_a_reload_lowers(forwarder: StartForwarder) -> None:
+    """Each newcomer ends more than one flow until there are as few as the limit says."""
+    port = free_port()
+    with UdpBackend(lambda data: []) as backend, ExitStack() as stack:
+        config = f"127.0.0.1 {port}/udp {backend.host} {backend.port}/udp\nmetrics 127.0.0.1:{free_port()}\n"
+        running = forwarder(f"{config}max-udp-connections 50\n", workers=1)
+
+        def come(count: int) -> None:
+            heard = len(backend.seen)
+            for _ in range(count):
+                stack.enter_context(udp_client(("127.0.0.1", port))).send(b"x")
+            until(lambda: len(backend.seen) == heard + count)
+
+        come(50)
+        running.reload(f"{config}max-udp-connections 10\n")
+        come(5)
+        assert total(scrape(metrics_url(running)), "connections_active", proto="udp") == 10
+
+
 def test_a_flood_does_not_evict_who_was_answered(forwarder: StartForwarder) -> None:
     """Anybody can send datagrams in anybody's name: a flow that was never answered goes first."""
     port = free_port()
@@ -382,6 +401,23 @@ def test_datagrams_that_found_no_room(forwarder: StartForwarder) -> None:
             lambda: by(scrape(metrics_url(running)), "udp_datagrams_dropped_total", "reason").get("queue"),
             what="the count",
         )
+
+
+def test_answers_that_found_no_room(forwarder: StartForwarder) -> None:
+    """What a flow's own socket could not take is counted when the flow ends."""
+    port = free_port()
+    with UdpBackend() as backend, udp_client(("127.0.0.1", port)) as client:
+        config = f"127.0.0.1 {port}/udp {backend.host} {backend.port}/udp [timeout=1]\n"
+        running = forwarder(f"{config}metrics 127.0.0.1:{free_port()}\n", workers=1)
+        ask(client, b"x")
+        (flow,) = backend.senders()
+        with processes.stopped(running.worker()):
+            for _ in range(1000):
+                backend.socket.sendto(b"answer", flow)
+        running.wait_log(1, "\tidle-timeout")
+        found = scrape(metrics_url(running))
+        sent = total(found, "udp_datagrams_sent_total")
+        assert by(found, "udp_datagrams_dropped_total", "reason")["client"] == 1001 - sent > 0
 
 
 def test_stopping_ends_flows(forwarder: StartForwarder, answering: UdpBackend) -> None:

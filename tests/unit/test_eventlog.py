@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfwd.model import Address, Backend, Endpoint, Forward, LogFormat, Origin, Outcome, Protocol
-from fastfwd.observe.eventlog import ATOMIC, QUEUE_BYTES, Event, EventLog, line_format, open_log
+from fastfwd.observe.eventlog import ATOMIC, QUEUE_BYTES, Allowance, Event, EventLog, line_format, open_log
 from fastfwd.observe.scoreboard import Cell, Scoreboard
 
 FORWARD = Forward(
@@ -596,3 +596,12 @@ def test_a_log_that_cannot_be_opened(tmp_path: Path, name: str) -> None:
     """A directory, or a file in a directory that is not there, is an OSError for the caller."""
     with pytest.raises(OSError, match=r"Is a directory|No such file"):
         open_log(str(tmp_path / name))
+
+
+def test_an_allowance_is_for_each_second() -> None:
+    """So many lines, then none until the second is over."""
+    allowance = Allowance(2)
+    assert [allowance.one_more(now) for now in (5.0, 5.1, 5.2, 5.9, 6.0, 6.1, 6.2)] == [
+        *(True, True, False, False),
+        *(True, True, False),
+    ]
