@@ -115,11 +115,12 @@ def _failures(status: Status) -> Series:
                 yield (each.forward, backend.backend, reason), count
 
 
-def _each_backend(read: Callable[[BackendStatus], int]) -> Callable[[Status], Series]:
+def _each_backend(read: Callable[[BackendStatus], int | None]) -> Callable[[Status], Series]:
     return lambda status: (
-        ((each.forward, backend.backend), read(backend))
+        ((each.forward, backend.backend), value)
         for each in status.forwards
         for backend in each.backends
+        if (value := read(backend)) is not None
     )
 
 
@@ -271,7 +272,7 @@ METRICS: Final = (
         "gauge",
         BACKEND,
         "Whether one of several backends is in use: 0 after failures, or while a check finds nobody.",
-        _each_backend(lambda each: int(each.up)),
+        _each_backend(lambda each: int(each.up) if each.configured else None),
     ),
     Metric(
         "fastfwd_backend_connections_active",

@@ -231,6 +231,7 @@ class Observer:
         behind = [board.forward(number, slot).tolist() for number, _ in row.backends for slot in slots]
         cells = [sum(column) for column in zip(*parts, *behind, strict=True)]
         forward = row.forward
+        present = set() if forward is None else {each.label for each in forward.backends}
         queues = [
             Queue(slot, part[ForwardCell.QUEUE_LENGTH], part[ForwardCell.QUEUE_LIMIT])
             for slot, part in enumerate(parts)
@@ -256,19 +257,20 @@ class Observer:
             dns_last_success=parts[0][ForwardCell.RESOLVED] / 1e9 if row.named else None,
             queues=[] if forward is None or row.protocol is Protocol.UDP else queues,
             balance="" if forward is None or len(forward.backends) == 1 else forward.balance.value,
-            backends=[self._backend(number, label) for number, label in row.backends],
+            backends=[self._backend(number, label, label in present) for number, label in row.backends],
             datagrams=None if row.protocol is Protocol.TCP else datagrams(cells),
             rates=self._rates(row.number, -1),
             history=self._history(row.number) if history else None,
         )
 
-    def _backend(self, number: int, label: str) -> BackendStatus:
+    def _backend(self, number: int, label: str, configured: bool) -> BackendStatus:
         parts = [self._board.forward(number, slot).tolist() for slot in range(self._board.slots)]
         cells = [sum(column) for column in zip(*parts, strict=True)]
         now = monotonic_ns()
         down = any(each[ForwardCell.DOWN_UNTIL] > now or each[ForwardCell.CHECKED_DOWN] for each in parts)
         return BackendStatus(
             backend=label,
+            configured=configured,
             up=not down,
             accepted=cells[ForwardCell.ACCEPTED],
             active=cells[ForwardCell.ACCEPTED] - sum(cells[CLOSED.start : CLOSED.stop]),

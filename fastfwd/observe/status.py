@@ -59,10 +59,12 @@ class Datagrams:
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """One of several backends. `up` is False while it is left out; `accepted` are the connections
-    that were given to it first or after another one."""
+    """One of several backends. `configured` is False once a reload has taken it out of the list; `up` is
+    False while it is left out; `accepted` are the connections that were given to it first or after
+    another one."""
 
     backend: str
+    configured: bool
     up: bool
     accepted: int
     active: int

@@ -130,8 +130,7 @@ def _forward_warnings(forward: dict[str, Any]) -> list[str]:
 
 def _several(forward: dict[str, Any]) -> list[dict[str, Any]]:
     """The backends of a forward that has more than one."""
-    found: list[dict[str, Any]] = forward["backends"] if forward["balance"] else []
-    return found
+    return [each for each in forward["backends"] if each["configured"]] if forward["balance"] else []
 
 
 def _forwards(status: dict[str, Any], shown: list[dict[str, Any]], width: int | None) -> list[str]:

@@ -526,8 +526,8 @@ class Flood:
     f"{STRANGERS:,} datagrams, each from another address where nobody is, {PACE:,} a second, at once, denied;"
     f" `max-udp-connections` is {CAP:,}",
     "never more flows than that, and one per further worker; who was answered keeps the flow; of those"
-    f" without an answer {TOLD_OF:,} a second per worker have their log lines, of the denied {TOLD} have one; TCP"
-    " calls are answered; all is given back",
+    f" without an answer {TOLD_OF:,} a second per worker have their log lines, of the denied {TOLD} have one;"
+    " TCP calls are answered; all is given back",
 )
 @compared("rinetd")
 @pytest.mark.timeout(deadline.seconds(300))

@@ -246,6 +246,19 @@ def test_a_reload_that_adds_one(forwarder: StartForwarder, backends: StartBacken
     assert sorted(found.values()) == [1, 3, 3]
 
 
+def test_one_that_a_reload_takes_away(forwarder: StartForwarder, backends: StartBackends) -> None:
+    """It is neither up nor down any more; its connections stay counted."""
+    servers = backends(3)
+    port = free_port()
+    metrics = f"metrics 127.0.0.1:{free_port()}\n"
+    running = forwarder(f"127.0.0.1 {port} {listed(servers)} 1\n{metrics}", workers=1)
+    tally(("127.0.0.1", port), 3)
+    running.reload(f"127.0.0.1 {port} {listed(servers[:2])} 1\n{metrics}")
+    found = scrape(metrics_url(running))
+    assert len(by(found, "backend_up", "backend")) == 2
+    assert sorted(by(found, "backend_connections_total", "backend").values()) == [1, 1, 1]
+
+
 def test_datagrams(forwarder: StartForwarder) -> None:
     """Flows have backends, too; one that refuses hands them on."""
     port, dead = free_port(), free_port()

@@ -129,8 +129,8 @@ def status(*forwards: ForwardStatus, workers: tuple[WorkerStatus, ...] = (), **c
 
 
 BEHIND = [
-    BackendStatus("one", True, 41, 42, 43, 44, 45, {"refused": 46}),
-    BackendStatus("two", False, 51, 52, 53, 54, 55, {"refused": 56}),
+    BackendStatus("one", True, True, 41, 42, 43, 44, 45, {"refused": 46}),
+    BackendStatus("two", True, False, 51, 52, 53, 54, 55, {"refused": 56}),
 ]
 
 BUSY = status(

@@ -150,7 +150,10 @@ def test_a_worker_that_is_not_there(board: Scoreboard) -> None:
 
 SPREAD = Forward(
     Endpoint("127.0.0.1", 8080, Protocol.TCP),
-    tuple(Backend(Endpoint(f"10.0.0.{number}", 80, Protocol.TCP)) for number in (1, 2)),
+    tuple(
+        Backend(Endpoint(f"10.0.0.{number}", 80, Protocol.TCP), name=name)
+        for number, name in ((1, "one"), (2, "two"))
+    ),
     Origin("file", 1),
 )
 DNS = Forward(
