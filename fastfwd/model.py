@@ -55,6 +55,9 @@ class Outcome(enum.Enum):
     EVICTED = "evicted"
     OVER_RATE = "over-rate"
     OVER_CLIENT_RATE = "over-client-rate"
+    REMOTE_TLS_FAILED = "remote-tls-failed -"
+    LOCAL_TLS_FAILED = "local-tls-failed -"
+    REMOTE_PROXY_FAILED = "remote-proxy-failed -"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,55 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate with its chain, and its key, each in PEM as the `file` and the `key_file` have
+    them (they may be one). `names` are those that it is for, in lower case, `*.` for a label;
+    it `expires` in seconds since the epoch. Until the files are read, all but their names are empty."""
+
+    file: str
+    key_file: str
+    chain: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
+    names: tuple[str, ...] = ()
+    expires: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TlsAccept:
+    """TLS towards the clients. Of several `certificates` the one is shown that is for the name a client
+    asks for, else the first. With a `client_ca` (the file, and its certificates in PEM) clients are
+    asked for one of their own, which they must have if it is `client_required`. `minimum` is
+    the lowest version, "1.2" or "1.3"; `ciphers` is OpenSSL's list for 1.2, None for its default;
+    `alpn` are protocols, the most wanted first (RFC 7301)."""
+
+    certificates: tuple[Certificate, ...]
+    client_ca_file: str | None = None
+    client_ca: bytes | None = None
+    client_required: bool = True
+    minimum: str = "1.2"
+    ciphers: str | None = None
+    alpn: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConnect:
+    """TLS towards the backends. Unless `verify` is False each must have a certificate that leads to the
+    `ca` (the file, and its certificates in PEM; None: what this host trusts) and is for `name`
+    (None: the host that is dialled). `certificate` is shown to those that ask. With `alpn_of_client`
+    the protocol that the client was given is offered, otherwise `alpn`."""
+
+    verify: bool = True
+    ca_file: str | None = None
+    ca: bytes | None = None
+    name: str | None = None
+    certificate: Certificate | None = None
+    minimum: str = "1.2"
+    ciphers: str | None = None
+    alpn: tuple[str, ...] = ()
+    alpn_of_client: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """One of the places that a forward dials. `weight` is its share among the others; `name` what
     metrics call it, its endpoint if None; `sources` are the local addresses to dial from, any if
@@ -214,6 +266,11 @@ class Forward:
 
     `mode` are the rights of the file of a Unix socket that it listens on.
 
+    `tls_accept` is TLS with its clients, `tls_connect` TLS with its backends; a handshake has
+    `handshake_timeout`. `proxy_from` are the networks of those who announce clients by the PROXY
+    protocol, which is then spoken by everybody; `send_proxy` is the version in which backends are
+    told of the client, 0 for none; `transparent`: they see its address as the connection's own.
+
     How it dials: `connect_timeout` in place of the configuration's, `keepalive`, from `device`,
     with the packet `mark`, with the code point `dscp`, from an address that is not here yet
     (`freebind`). `max_rate` is the most bytes per second of a session, in each direction;
@@ -245,6 +302,12 @@ class Forward:
     client_rate: Rate | None = None
     sorry: bytes = b""
     mode: int = 0o660
+    tls_accept: TlsAccept | None = None
+    tls_connect: TlsConnect | None = None
+    handshake_timeout: int = 10
+    proxy_from: tuple[str, ...] = ()
+    send_proxy: int = 0
+    transparent: bool = False
 
     @property
     def target(self) -> Endpoint:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from fastfwd.config import encryption
 from fastfwd.config.endpoint import Say, Service, endpoint, unix
 from fastfwd.config.options import OPTIONS, options, pairs
 from fastfwd.config.value import number
@@ -103,6 +104,7 @@ def assembled(
             fields["sorry"] = sorry(file)
         except ValueError as error:
             wrong(expected(str(error), file))
+    fields |= encryption.assembled(fields, wrong)
     made = tuple(
         Backend(
             each.endpoint,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from glob import glob
 
+from fastfwd.config import encryption
 from fastfwd.config.check import check
 from fastfwd.config.endpoint import LONGEST_PATH
 from fastfwd.config.parse import GuardProblem, parse
@@ -52,6 +53,8 @@ def load(path: str, *, lenient: bool = False, directory: str | None = None) -> C
     fatal = [problem for problem in problems if not lenient or isinstance(problem, GuardProblem)]
     skipped = [problem for problem in problems if problem not in fatal]
     fatal += _accounts(config)
+    config, unusable = encryption.read(config, _content)
+    fatal += unusable
     metrics = config.metrics and _absolute_metrics(config.metrics, directory)
     if metrics and metrics.path and len(os.fsencode(metrics.path)) > LONGEST_PATH:
         what = f"a path of at most {LONGEST_PATH} bytes (unix(7)) from the root on"

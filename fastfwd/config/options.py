@@ -23,6 +23,7 @@ from fastfwd.config.value import (
     SWITCH,
     TIME,
     Value,
+    listed,
     name,
     number,
     one_of,
@@ -37,6 +38,7 @@ MOST_SOURCES: Final = 256
 
 _OPTION = re.compile(r"[ \t]*([^ \t=]*)[ \t]*=[ \t]*(.*?)[ \t]*", re.DOTALL)
 _TWO_LISTS = re.compile(r"\][ \t]*\[")
+_HOST_NAME = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?"
 _DEVICE = r"(?!\.\.?$)[^\s/:\x00-\x1f]{1,15}"  # IFNAMSIZ without its NUL, netdevice(7)
 
 
@@ -103,7 +105,9 @@ def pairs(rest: str, wrong: Say) -> list[tuple[str, str]]:
     found = []
     for option in inside.split(","):
         match = _OPTION.fullmatch(option)
-        if match is None:
+        if option.strip(" \t") in FLAGS:
+            found.append((option.strip(" \t"), "on"))
+        elif match is None:
             wrong(expected("an option 'key=value'", option.strip(" \t")))
         elif "=" in match[2]:
             wrong(expected("',' between options", option.strip(" \t")))
@@ -147,6 +151,8 @@ def _mode(value: str) -> int:
     return int(value, 8)
 
 
+FILE: Final = name("the name of a file")
+
 OPTIONS: Final = {
     "timeout": Option("timeout", Value("a timeout in whole seconds", _timeout)),
     "name": Option("name", name("a name of letters, digits and '_.:-'", "[A-Za-z0-9_.:-]+")),
@@ -169,5 +175,27 @@ OPTIONS: Final = {
     "dscp": Option("dscp", number(0, 63, hexadecimal=True)),
     "freebind": Option("freebind", SWITCH),
     "mode": Option("mode", Value("a file's mode in octal, such as 0660", _mode)),
-    "sorry-file": Option("sorry_file", name("the name of a file")),
+    "sorry-file": Option("sorry_file", FILE),
+    "tls-accept": Option("tls_accept", SWITCH),
+    "cert": Option("cert", listed("the names of files", ".+")),
+    "key": Option("key", listed("the names of files", ".+")),
+    "client-ca": Option("client_ca", FILE),
+    "verify-client": Option("verify_client", one_of({"require": True, "optional": False})),
+    "tls-connect": Option("tls_connect", SWITCH),
+    "server-ca": Option("server_ca", FILE),
+    "server-name": Option("server_name", name("a host name", _HOST_NAME)),
+    "verify-server": Option("verify_server", SWITCH),
+    "client-cert": Option("client_cert", FILE),
+    "client-key": Option("client_key", FILE),
+    "tls-min": Option("tls_min", one_of({"1.2": "1.2", "1.3": "1.3"})),
+    "ciphers": Option("ciphers", name("a list of ciphers as in openssl-ciphers(1)", r"[!-~]+")),
+    "alpn": Option("alpn", listed("names of protocols", r"[!-~]{1,255}")),
+    "server-alpn": Option("server_alpn", listed("names of protocols, or 'client'", r"[!-~]{1,255}")),
+    "handshake-timeout": Option("handshake_timeout", TIME),
+    "accept-proxy": Option("proxy_from", listed("networks and addresses", r"[^ \t]+")),
+    "send-proxy": Option("send_proxy", one_of({"v1": 1, "v2": 2})),
+    "transparent": Option("transparent", SWITCH),
 }
+
+FLAGS: Final = ("tls-accept", "tls-connect")
+"""Options that need no value: to be named is enough."""

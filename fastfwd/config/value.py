@@ -92,6 +92,19 @@ def name(what: str, pattern: str = ".+") -> Value:
     return Value(what, read)
 
 
+def listed(what: str, pattern: str) -> Value:
+    """Several of them, with `;` between, each of which matches the `pattern`."""
+    expression = re.compile(pattern, re.DOTALL)
+
+    def read(text: str) -> tuple[str, ...]:
+        found = tuple(each.strip(" \t") for each in text.split(";"))
+        if not all(map(expression.fullmatch, found)):
+            raise ValueError
+        return found
+
+    return Value(f"{what} (with ';' between them)", read)
+
+
 def _seconds(least: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         match = _TIME.fullmatch(text)

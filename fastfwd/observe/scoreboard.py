@@ -125,7 +125,7 @@ class WatchCell(enum.IntEnum):
 
 class ForwardCell(enum.IntEnum):
     """The row of a forward in a slot, or of one of its several backends. The slot's worker writes
-    it, up to QUEUE_LENGTH, from where on it is the supervisor's."""
+    it, up to QUEUE_LENGTH, from where on it is the supervisor's; and from HANDSHAKES on."""
 
     CLOSED_LOCAL = 0
     CLOSED_REMOTE = 1
@@ -135,46 +135,50 @@ class ForwardCell(enum.IntEnum):
     CLOSED_IDLE = 5
     CLOSED_HALF_CLOSED = 6
     CLOSED_EVICTED = 7
-    CLOSED_MOVED = 8
+    CLOSED_REMOTE_TLS = 8
+    CLOSED_LOCAL_TLS = 9
+    CLOSED_PROXY = 10
+    CLOSED_MOVED = 11
     """Has not ended, but gone on to another backend: it is accepted there again."""
-    CLOSED_DIED = 9
+    CLOSED_DIED = 12
     """Written by the supervisor, when the slot has no worker: see Scoreboard.settle."""
-    ACCEPTED = 10
+    ACCEPTED = 13
     """Connections let in: one cell of CLOSED_* counts the end of each. Whoever reads the row
     in order reads it after them: one that begins and ends in between does no harm."""
-    OPENED = 11
+    OPENED = 14
     """Those for which a first dial was begun."""
-    RECEIVED = 12
-    SENT = 13
+    RECEIVED = 15
+    SENT = 16
     """Bytes from clients, to clients."""
-    NOT_ALLOWED = 14
-    DENIED = 15
-    OVER_LIMIT = 16
-    OVER_CLIENT_LIMIT = 17
-    OVER_RATE = 18
-    OVER_CLIENT_RATE = 19
+    NOT_ALLOWED = 17
+    DENIED = 18
+    OVER_LIMIT = 19
+    OVER_CLIENT_LIMIT = 20
+    OVER_RATE = 21
+    OVER_CLIENT_RATE = 22
     """Connections that were not let in, by reason."""
-    CONNECTS = 20
+    CONNECTS = 23
     """Dials, one per address tried."""
-    REFUSED = 21
-    TIMEOUT = 22
-    UNREACHABLE = 23
-    RESET = 24
-    RESOLVE = 25
-    LOCAL = 26
+    REFUSED = 24
+    TIMEOUT = 25
+    UNREACHABLE = 26
+    RESET = 27
+    RESOLVE = 28
+    LOCAL = 29
+    TLS = 30
     """Dials that failed, by reason."""
-    DATAGRAMS_RECEIVED = 27
-    DATAGRAMS_SENT = 28
+    DATAGRAMS_RECEIVED = 31
+    DATAGRAMS_SENT = 32
     """From clients, to clients."""
-    DROPPED_BACKEND = 29
-    DROPPED_CLIENT = 30
+    DROPPED_BACKEND = 33
+    DROPPED_CLIENT = 34
     """Datagrams that the socket to that side did not take."""
-    DURATION = 31
-    CONNECT_TIME = 42
+    DURATION = 35
+    CONNECT_TIME = 46
     """Histograms: see DURATION and CONNECT_TIME below."""
-    DOWN_UNTIL = 58
+    DOWN_UNTIL = 62
     """Monotonic time up to which this worker leaves the backend out, after failures."""
-    CHECKED_DOWN = 59
+    CHECKED_DOWN = 63
     """1 while a check that this worker makes finds nobody there."""
     QUEUE_LENGTH = 64
     QUEUE_LIMIT = 65
@@ -183,6 +187,40 @@ class ForwardCell(enum.IntEnum):
     """When the target's name was last looked up with success; in slot 0's row."""
     DROPPED_QUEUE = 67
     """Datagrams that the listener's receive buffer had no room for."""
+    HANDSHAKES = 72
+    """With clients, then with backends, SIDE cells each: see TlsCell."""
+    PROXY_MALFORMED = 96
+    PROXY_STRANGER = 97
+    PROXY_TIMEOUT = 98
+    PROXY_CLOSED = 99
+    """Clients that were not announced as they should have been."""
+
+
+class TlsCell(enum.IntEnum):
+    """Handshakes of one side, from HANDSHAKES or HANDSHAKES + SIDE on; TlsFailure has the rest."""
+
+    VERSION_12 = 0
+    VERSION_13 = 1
+    RESUMED = 2
+    """Of both versions."""
+    CUT = 3
+    """Streams that ended without the peer's close_notify."""
+
+
+class TlsFailure(enum.IntEnum):
+    """Why a handshake failed; its cell, as in TlsCell."""
+
+    TIMEOUT = 4
+    CLOSED = 5
+    NOT_TLS = 6
+    PROTOCOL = 7
+    CERTIFICATE = 8
+    EVICTED = 9
+    OTHER = 10
+
+
+SIDE: Final = 12
+"""Cells of one side's handshakes."""
 
 
 LAG: Final = Histogram(Cell.LAG, (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5))
@@ -195,7 +233,7 @@ SUPERVISOR_ROW: Final = 2 * LINE
 SHARED_ROW: Final = LINE
 SLOT_ROW: Final = 4 * LINE
 WATCH_ROW: Final = LINE
-FORWARD_ROW: Final = 9 * LINE
+FORWARD_ROW: Final = 13 * LINE
 """Cells per row of each kind."""
 
 CLOSED: Final = range(ForwardCell.CLOSED_LOCAL, ForwardCell.CLOSED_DIED + 1)

@@ -23,12 +23,16 @@ The last three are final. `pending` is what the pump still holds; after SINK_BRO
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from _socket import socket
 
+    from fastfwd.relay.ciphering import Stream
     from fastfwd.relay.pipes import Pipe, PipePool
+
+    Side: TypeAlias = socket | Stream
+    """One end of a pump."""
 
 DRY, FULL, MORE, END, SOURCE_BROKE, SINK_BROKE = range(6)
 
@@ -68,9 +72,9 @@ class Pump:
         "verdict",
     )
 
-    def __init__(self, source: socket, sink: socket, move: Mover) -> None:
-        """A pump from `source` to `sink` (non-blocking, connected stream sockets, which
-        stay the caller's) that begins with the mover `move`."""
+    def __init__(self, source: Side, sink: Side, move: Mover) -> None:
+        """A pump from `source` to `sink` (non-blocking, connected stream sockets, perhaps with TLS
+        on them, which stay the caller's) that begins with the mover `move`."""
         self.source = source
         self.sink = sink
         self.move = move

@@ -87,6 +87,7 @@ class Supervisor:
         slots = config.workers or host.usable_processors()
         self.scoreboard = Scoreboard(slots, needed(config.forwards) + SPARE)
         self.census = Census(slots)
+        self._secret = os.urandom(32)
         self.books = Books(self.scoreboard)
         self.setup = Setup(config, [], self.books.assign(config, {}), 1)
         self.listeners = Listeners(slots)
@@ -372,6 +373,7 @@ class Supervisor:
             config.limits,
             config.dns_family,
             config.dns_expand,
+            self._secret,
         )
         child.channel.send({"op": "prepare", "table": table}, descriptors)
 

@@ -24,6 +24,7 @@ from fastfwd.worker.dial import NO_ROOM, STREAM, Dial, Target, client_options, d
 from fastfwd.worker.limits import LOCAL
 
 if TYPE_CHECKING:
+    from fastfwd.tls import Accepting, Connecting
     from fastfwd.worker.balance import Balancer
     from fastfwd.worker.loop import TimerQueue
     from fastfwd.worker.main import Worker
@@ -64,9 +65,12 @@ class Listener:
         target: Target,
         row: memoryview,
         active: Callable[[], int],
+        accepting: Accepting | None,
+        connecting: Connecting | None,
     ) -> None:
         """Accept for `forward` on `sock` (listening, non-blocking; the caller's), and count in
-        `row`, the forward's on the scoreboard; `active()` is the sum over all workers' rows.
+        `row`, the forward's on the scoreboard; `active()` is the sum over all workers' rows;
+        `accepting` and `connecting` are its TLS with clients and with backends.
         With a `balancer` it accepts for its backends, which are listeners that share it."""
         self.worker = worker
         self.forward = forward
@@ -78,6 +82,8 @@ class Listener:
         self.target = target
         self.row = row
         self.active = active
+        self.accepting = accepting
+        self.connecting = connecting
         self.overdue: TimerQueue[Dial] | None = None
         """Where the forward has a connect timeout of its own."""
         if forward.connect_timeout is not None:
@@ -129,7 +135,11 @@ class Listener:
             elif refusal := admission.admit(address, listener.row, self.forward.max_connections, self.active):
                 self._refuse(client, address, peer[1], refusal)
                 continue
-            Dial(listener, client, descriptor, address, peer[1]).attempt()
+            dial = Dial(listener, client, descriptor, address, peer[1])
+            if self.accepting is None:
+                dial.attempt()
+            else:
+                dial.welcome(self.accepting)
         return BATCH
 
     def update(self, hosts: Mapping[str, Sequence[Address]]) -> None:
@@ -141,7 +151,10 @@ class Listener:
 
     def part(self, forward: Forward, target: Target, row: memoryview, active: Callable[[], int]) -> Listener:
         """What sessions with one of its backends are born with."""
-        return Listener(self.worker, forward, self.sock, self.judge, None, target, row, active)
+        return Listener(
+            *(self.worker, forward, self.sock, self.judge, None, target, row, active),
+            *(self.accepting, self.connecting),
+        )
 
     def empty(self) -> None:
         """Accept whatever is still queued, before the socket is closed: closing resets

@@ -20,11 +20,15 @@ from typing import TYPE_CHECKING, Final
 
 from fastfwd.model import Address, Backend, Forward, Outcome
 from fastfwd.observe.eventlog import Event
-from fastfwd.observe.scoreboard import CONNECT_TIME, DURATION, ForwardCell
+from fastfwd.observe.scoreboard import CONNECT_TIME, DURATION, SIDE, ForwardCell, TlsCell, TlsFailure
+from fastfwd.relay.ciphering import Stream
+from fastfwd.worker.handshake import BOTH_WAYS, Handshake
 from fastfwd.worker.session import READ, READABLE, Session
 from fastfwd.worker.sorry import Sorry
 
 if TYPE_CHECKING:
+    from fastfwd.relay.pump import Side
+    from fastfwd.tls import Accepting, Connecting
     from fastfwd.worker.accept import Listener
     from fastfwd.worker.main import Worker
 
@@ -57,8 +61,17 @@ SUSPECT: Final = 3
 """Failed dials in a row after which the target's name is looked up again."""
 
 NOT_REACHED: Final = frozenset(
-    {Outcome.LOCAL_CONNECT_FAILED, Outcome.LOCAL_BIND_FAILED, Outcome.LOCAL_SOCKET_FAILED}
+    {
+        Outcome.LOCAL_CONNECT_FAILED,
+        Outcome.LOCAL_BIND_FAILED,
+        Outcome.LOCAL_SOCKET_FAILED,
+        Outcome.LOCAL_TLS_FAILED,
+    }
 )
+
+CLIENT_SIDE: Final = int(ForwardCell.HANDSHAKES)
+BACKEND_SIDE: Final = CLIENT_SIDE + SIDE
+"""Where handshakes are counted."""
 
 NOTHING: Final = bytes(4)
 """What ioctl(FIONREAD) answers when nothing has come."""
@@ -95,6 +108,9 @@ CLOSED: Final = {
     Outcome.IDLE_TIMEOUT: ForwardCell.CLOSED_IDLE,
     Outcome.HALF_CLOSE_TIMEOUT: ForwardCell.CLOSED_HALF_CLOSED,
     Outcome.EVICTED: ForwardCell.CLOSED_EVICTED,
+    Outcome.REMOTE_TLS_FAILED: ForwardCell.CLOSED_REMOTE_TLS,
+    Outcome.LOCAL_TLS_FAILED: ForwardCell.CLOSED_LOCAL_TLS,
+    Outcome.REMOTE_PROXY_FAILED: ForwardCell.CLOSED_PROXY,
 }
 
 
@@ -225,6 +241,7 @@ class Dial:
     __slots__ = (
         "_addresses",
         "_dialled",
+        "_handshake",
         "_next",
         "_opened",
         "_tried",
@@ -239,6 +256,7 @@ class Dial:
         "peer",
         "serial",
         "started",
+        "trouble",
     )
 
     def __init__(
@@ -247,24 +265,62 @@ class Dial:
         """Dial for `client`, a connected non-blocking socket that becomes the dial's, from
         the numeric address `peer` and `client_port`."""
         self.listener = listener
-        self.client = client
+        self.client: Side = client
         self.client_fd = client_fd
         self.peer = peer
         self.client_port = client_port
         worker = listener.worker
         self.serial = worker.next_serial()
         self.started = worker.loop.now
-        self.backend: Socket | None = None
+        self.backend: Side | None = None
         self.backend_fd = -1
         self.address: Address | None = None
         self._addresses: list[Address] | None = None
         """Those of the target when the dial began; they are tried in order."""
         self._dialled = 0.0
+        self._handshake: Handshake | None = None
         self._next = 0
         self._opened = False
         self._tried: list[Listener] | None = None
         self._watching = False
+        self.trouble: str | None = None
+        """What went wrong in a handshake, in words."""
         worker.dials.add(self)
+
+    def welcome(self, accepting: Accepting) -> None:
+        """Shake hands with the client, then dial."""
+        worker = self.listener.worker
+        client = self.client
+        assert isinstance(client, Socket)
+        stream = self.client = Stream(client, accepting.wrap, worker.records)
+        seconds = self.listener.forward.handshake_timeout
+        self._handshake = Handshake(worker, stream, seconds, self._welcomed, self._not_welcomed)
+        try:
+            # Room for writing is there at once: that is the first event.
+            worker.loop.watch(self.client_fd, BOTH_WAYS, self._handshake.event)
+        except OSError as error:
+            self._handshake.fail(TlsFailure.OTHER, str(error.strerror))
+
+    def _welcomed(self) -> None:
+        assert isinstance(self.client, Stream)
+        self._handshake = None
+        self._shaken(self.client, CLIENT_SIDE)
+        # It stays registered: what comes from now on is news of its leaving.
+        self._watching = True
+        self.listener.worker.loop.handlers[self.client_fd] = self._client_event
+        self.attempt()
+
+    def _not_welcomed(self, why: TlsFailure, said: str) -> None:
+        self._handshake = None
+        self.listener.row[CLIENT_SIDE + why] += 1
+        self.trouble = said
+        self.end(Outcome.REMOTE_TLS_FAILED)
+
+    def _shaken(self, stream: Stream, side: int) -> None:
+        row, tls = self.listener.row, stream.tls
+        row[side + (TlsCell.VERSION_13 if tls.version() == "TLSv1.3" else TlsCell.VERSION_12)] += 1
+        if tls.session_reused:
+            row[side + TlsCell.RESUMED] += 1
 
     def attempt(self) -> None:
         """Dial the next address; with none left, end."""
@@ -276,7 +332,7 @@ class Dial:
             if target.spread and len(target.addresses) > 1:
                 target.addresses = [*target.addresses[1:], target.addresses[0]]
             addresses = self._addresses = target.addresses
-        outcome = Outcome.LOCAL_CONNECT_FAILED
+        outcome = Outcome.LOCAL_CONNECT_FAILED if self.trouble is None else Outcome.LOCAL_TLS_FAILED
         while self._next < len(addresses):
             address = self.address = addresses[self._next]
             self._next += 1
@@ -312,6 +368,7 @@ class Dial:
             if code not in (0, errno.EINPROGRESS):
                 backend.close()
                 outcome = Outcome.LOCAL_CONNECT_FAILED
+                self.trouble = None
                 self._count(ForwardCell.CONNECTS)
                 self._failed(WHY.get(code, ForwardCell.LOCAL))
                 continue
@@ -351,6 +408,44 @@ class Dial:
             self._count(ForwardCell.RESET)
         elif self.listener.target.self_connect and _talks_to_itself(backend):
             return self._try_another(ForwardCell.REFUSED)
+        if self.listener.connecting is not None and not broken:
+            return self._secure(self.listener.connecting)
+        return self._connected(mask & READABLE, broken=broken)
+
+    def _secure(self, connecting: Connecting) -> None:
+        """The backend is there: shake hands with it."""
+        listener = self.listener
+        worker = listener.worker
+        worker.patience.discard(self)
+        (listener.overdue or worker.overdue).discard(self)
+        backend, protocol = self.backend, None
+        assert isinstance(backend, Socket)
+        if isinstance(self.client, Stream):
+            protocol = self.client.tls.selected_alpn_protocol()
+        host = listener.target.host
+        stream = Stream(backend, lambda i, o: connecting.wrap(i, o, host, protocol), worker.records)
+        self.backend = stream
+        seconds = listener.forward.handshake_timeout
+        self._handshake = Handshake(worker, stream, seconds, self._secured, self._not_secured)
+        worker.loop.handlers[self.backend_fd] = self._handshake.event
+        self._handshake.event(0)
+
+    def _secured(self) -> None:
+        assert isinstance(self.backend, Stream)
+        self._handshake = None
+        self._shaken(self.backend, BACKEND_SIDE)
+        self._connected(select.EPOLLIN, broken=False)
+
+    def _not_secured(self, why: TlsFailure, said: str) -> None:
+        self._handshake = None
+        self.listener.row[BACKEND_SIDE + why] += 1
+        self.trouble = said
+        self._try_another(ForwardCell.TLS)
+
+    def _connected(self, mask: int, *, broken: bool) -> None:
+        """The backend is there for good."""
+        backend = self.backend
+        assert backend is not None
         worker = self.listener.worker
         worker.forget_dial(self)
         took = worker.loop.now - self._dialled
@@ -361,7 +456,7 @@ class Dial:
         if not broken:
             CONNECT_TIME.observe(self.listener.row, took)
         session = Session(self, backend, took)
-        return session.begin(mask & READABLE, broken=broken, client_watched=self._watching)
+        return session.begin(mask, broken=broken, client_watched=self._watching)
 
     def waited(self) -> None:
         """PATIENCE is over: from now on notice a client that leaves."""
@@ -378,6 +473,8 @@ class Dial:
         """The only way out without a session: one log line, everything closed."""
         worker = self.listener.worker
         worker.forget_dial(self)
+        if self._handshake is not None:
+            self._handshake.end()
         self._drop_backend()
         if (leaflet := self.listener.leaflet) is not None and outcome in NOT_REACHED:
             Sorry(self.listener, self.client, self.client_fd, leaflet)
@@ -472,7 +569,7 @@ class Dial:
             )
 
 
-def _talks_to_itself(sock: Socket) -> bool:
+def _talks_to_itself(sock: Side) -> bool:
     """Whether two SYNs of one socket have crossed (RFC 9293, 3.5): nobody listened, and the
     kernel chose the target's own port as the source."""
     try:

@@ -19,7 +19,7 @@ import socket
 import time
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
@@ -27,16 +27,19 @@ from weakref import WeakValueDictionary
 from fastfwd.channel import Channel, Message
 from fastfwd.model import AccessRule, Address, Forward, Limits, LogFormat, Outcome, Protocol
 from fastfwd.observe.eventlog import Allowance, Event, EventLog, line_format
-from fastfwd.observe.scoreboard import LAG, Cell, Scoreboard
+from fastfwd.observe.scoreboard import LAG, Cell, Scoreboard, TlsFailure
+from fastfwd.relay.ciphering import RECORDS, Stream, ciphering
 from fastfwd.relay.copying import discarder
 from fastfwd.relay.pipes import PipePool
 from fastfwd.relay.pump import Tally
 from fastfwd.relay.splicing import movers
+from fastfwd.tls import Contexts
 from fastfwd.worker.accept import Listener
 from fastfwd.worker.access import compile_rules
 from fastfwd.worker.balance import Balancer, Member
 from fastfwd.worker.check import Check
 from fastfwd.worker.dial import PATIENCE, Dial, Target, dial_options
+from fastfwd.worker.handshake import Handshake
 from fastfwd.worker.limits import Admission, Census
 from fastfwd.worker.loop import GRANULARITY, Loop, TimerQueue
 from fastfwd.worker.privileges import Account, PrivilegeError, drop
@@ -96,7 +99,8 @@ class Entry:
 class Table:
     """What a worker serves from the commit of `generation` on. `hosts` maps every host of
     the forwards, numeric or not, to its addresses; `ephemeral` is the range the kernel
-    takes source ports from, `family` the only one of addresses that are dialled (None: both)."""
+    takes source ports from, `family` the only one of addresses that are dialled (None: both);
+    session tickets are sealed with what is made of the `secret`."""
 
     generation: int
     entries: tuple[Entry, ...]
@@ -109,6 +113,7 @@ class Table:
     limits: Limits
     family: int | None
     spread: bool
+    secret: bytes = field(repr=False)
 
 
 Listeners = dict[str, Listener | UdpListener]
@@ -134,6 +139,9 @@ class Worker:
         self.tally = Tally()
         self.copy, _ = movers(self.pool, self.tally)
         self.discard = discarder()
+        self.cipher = ciphering(self.tally)
+        self.records = bytearray(RECORDS)
+        """Where TLS records are, between the socket and OpenSSL."""
         self.log: EventLog | None = None
         self.open_sessions = 0
         self.dials: set[Dial] = set()
@@ -156,12 +164,14 @@ class Worker:
         self.datagram = memoryview(bytearray(LARGEST))
         """Where every datagram is, one after the other."""
         self._overdue: dict[float, TimerQueue[Dial]] = {}
+        self._handshakes: dict[int, TimerQueue[Handshake]] = {}
         self._leaflets: WeakValueDictionary[bytes, Leaflet] = WeakValueDictionary()
         self._checks: list[Check] = []
         self._listeners: Listeners = {}
         self._udp: list[UdpListener] = []
         """Those of the listeners that have flows."""
-        self._prepared: tuple[int, Listeners, EventLog | None, Limits] | None = None
+        self._contexts = Contexts(b"", None)
+        self._prepared: tuple[int, Listeners, EventLog | None, Limits, Contexts] | None = None
         self._draining = False
         self._complained = -60.0
         self._paused_at = 0.0
@@ -178,6 +188,7 @@ class Worker:
         """Serve until told to stop, or until drained."""
         self.loop.watch(self.channel.fileno(), select.EPOLLIN, self._hear)
         self.loop.now_and_then += [self._publish, self._observe_lag, self._expire_flows, self._end_if_drained]
+        self.loop.now_and_then.append(lambda: self._contexts.renew(time.time()))
         self.loop.run()
         if self.log is not None:
             self.log.close()
@@ -206,6 +217,12 @@ class Worker:
             self._overdue[after] = self.loop.timer(after, Dial.timed_out)
         return self._overdue[after]
 
+    def handshakes(self, seconds: int) -> TimerQueue[Handshake]:
+        """Where handshakes wait that may take so long."""
+        if seconds not in self._handshakes:
+            self._handshakes[seconds] = self.loop.timer(seconds, Handshake.timed_out)
+        return self._handshakes[seconds]
+
     def leaflet(self, content: bytes) -> Leaflet | None:
         """`content` as a file to send, one for all that send the same; None if there is none."""
         if not content:
@@ -220,7 +237,7 @@ class Worker:
         self.patience.discard(dial)
         (dial.listener.overdue or self.overdue).discard(dial)
 
-    def abort(self, sock: Socket) -> None:
+    def abort(self, sock: Socket | Stream) -> None:
         """Close `sock` with a reset, after what was sent on it has been acknowledged."""
         self._try_abort(Abort(sock, self.loop.now))
 
@@ -295,13 +312,16 @@ class Worker:
             line = line_format(table.logformat, duration=table.logduration, slot=self.slot, born=self._born)
             event_log = EventLog(next(arrived), line, self.row, self.scoreboard.shared)
         listeners: Listeners = {}
+        contexts = Contexts(table.secret, self._contexts)
         for entry in table.entries:
             sock = _adopt(next(arrived)) if entry.fresh else self._listeners[entry.key].sock
-            listeners[entry.key] = self._listener(entry, sock, table)
-        self._prepared = (table.generation, listeners, event_log, table.limits)
+            listeners[entry.key] = self._listener(entry, sock, table, contexts)
+        self._prepared = (table.generation, listeners, event_log, table.limits, contexts)
         self.channel.send({**answer, "error": None})
 
-    def _listener(self, entry: Entry, sock: Socket, table: Table) -> Listener | UdpListener:
+    def _listener(
+        self, entry: Entry, sock: Socket, table: Table, contexts: Contexts
+    ) -> Listener | UdpListener:
         forward = entry.forward
         # Rules are about addresses; who may connect to a Unix socket its file says.
         judge = None if forward.listen.unix else compile_rules((table.rules, forward.rules))
@@ -312,7 +332,10 @@ class Worker:
             return self._balanced(
                 entry,
                 table,
-                Listener(self, forward, sock, judge, rates, *self._end(forward, entry.row, table)),
+                Listener(
+                    *(self, forward, sock, judge, rates, *self._end(forward, entry.row, table)),
+                    *contexts.of(forward),
+                ),
             )
         before = self._listeners.get(entry.key)
         assert before is None or isinstance(before, UdpListener)
@@ -352,7 +375,7 @@ class Worker:
         if self._prepared is None:
             return
         old = self._listeners
-        generation, self._listeners, event_log, limits = self._prepared
+        generation, self._listeners, event_log, limits, self._contexts = self._prepared
         self._prepared = None
         self._udp = [each for each in self._listeners.values() if isinstance(each, UdpListener)]
         self._limit(limits)
@@ -426,7 +449,7 @@ class Worker:
     def _forget_prepared(self) -> None:
         if self._prepared is None:
             return
-        _, listeners, event_log, _ = self._prepared
+        _, listeners, event_log, *_ = self._prepared
         self._prepared = None
         serving = {listener.sock for listener in self._listeners.values()}
         for listener in listeners.values():
@@ -479,6 +502,8 @@ class Worker:
                 begun[0].fail()
             else:
                 owner.end(Outcome.LOCAL_CONNECT_FAILED)
+        elif isinstance(owner, Handshake):
+            owner.fail(TlsFailure.OTHER, "a fault")
         elif isinstance(owner, Flow):
             owner.end(Outcome.DONE_LOCAL_CLOSED)
         elif isinstance(owner, Listener):

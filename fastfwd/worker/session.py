@@ -23,15 +23,16 @@ import select
 import socket
 import struct
 import termios
-from _socket import socket as Socket  # noqa: N812
 from typing import TYPE_CHECKING, Final
 
 from fastfwd.model import Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import DURATION, ForwardCell
+from fastfwd.relay.ciphering import Stream
 from fastfwd.relay.pump import BUDGET, DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Pump, release
 
 if TYPE_CHECKING:
+    from fastfwd.relay.pump import Side
     from fastfwd.worker.dial import Dial
 
 RECEIVED: Final = int(ForwardCell.RECEIVED)
@@ -107,7 +108,7 @@ class Session:
         "up",
     )
 
-    def __init__(self, dial: Dial, backend: Socket, dial_time: float) -> None:
+    def __init__(self, dial: Dial, backend: Side, dial_time: float) -> None:
         """A session of the client of `dial` and of `backend`, connected and non-blocking.
         `dial_time` in seconds is how long that took. The dial is not kept: an idle session
         would be a tenth larger."""
@@ -128,8 +129,11 @@ class Session:
         self.dial_time = dial_time
         self.up = Pump(client, backend, worker.copy)
         self.down = Pump(backend, client, worker.copy)
+        if type(client) is Stream or type(backend) is Stream:
+            self.up.move = self.down.move = worker.cipher
+            self.up.copy_only = self.down.copy_only = True
         self.outcome: Outcome | None = None
-        self.broken: Socket | None = None
+        self.broken: Side | None = None
         """The side that is known to have been reset although its reads may end cleanly."""
         self.open = True
         self.lingering = False
@@ -287,7 +291,7 @@ class Session:
                 )
             )
 
-    def reset(self, sink: Socket) -> None:
+    def reset(self, sink: Side) -> None:
         """End the session because one side broke: `sink`, the other one, is reset once it
         has acknowledged what it was given."""
         if not self.open:
@@ -342,7 +346,7 @@ class Session:
     def _other(self, pump: Pump) -> Pump:
         return self.down if pump is self.up else self.up
 
-    def _blame(self, side: Socket) -> None:
+    def _blame(self, side: Side) -> None:
         """Remember which side ended first; it is the log's last word."""
         if self.outcome is None:
             client_left = side is self.client
@@ -419,11 +423,14 @@ def announce(pump: Pump, mask: int) -> None:
         pump.fin = True
 
 
-def finished(sock: Socket, taken: int) -> bool:
+def finished(sock: Side, taken: int) -> bool:
     """Whether the peer of `sock`, from which `taken` bytes were read, has sent its FIN, also before a
     reset: then what is left to read is complete. No errno tells. EPIPE means that, or that
     splice(2), after some bytes, has met ECONNRESET and kept it to itself. But a FIN counts as a
-    byte received (RFC 9293, 3.4; tcp(7), TCP_INFO). A Unix socket's errors are the peer's own."""
+    byte received (RFC 9293, 3.4; tcp(7), TCP_INFO). A Unix socket's errors are the peer's own; TLS has
+    an end of its own."""
+    if type(sock) is Stream:
+        return sock.ended
     if sock.family == socket.AF_UNIX:
         return True
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED.size)
@@ -437,7 +444,7 @@ class Abort:
 
     __slots__ = ("_deadline", "sock")
 
-    def __init__(self, sock: Socket, now: float) -> None:
+    def __init__(self, sock: Side, now: float) -> None:
         self.sock = sock
         self._deadline = now + RESET_PATIENCE
 
@@ -451,6 +458,6 @@ class Abort:
         return True
 
 
-def abort(sock: Socket) -> None:
+def abort(sock: Side) -> None:
     """Make the close of `sock` send a reset, at once and without what is still unsent."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)

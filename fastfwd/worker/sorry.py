@@ -13,13 +13,16 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from fastfwd.observe.scoreboard import ForwardCell
+from fastfwd.relay.ciphering import Stream
 
 if TYPE_CHECKING:
-    from _socket import socket as Socket  # noqa: N812
-
+    from fastfwd.relay.pump import Side
     from fastfwd.worker.accept import Listener
 
 SENT: Final = int(ForwardCell.SENT)
+
+PIECE: Final = 1 << 16
+"""Bytes that are encrypted at a time."""
 
 
 class Leaflet:
@@ -37,15 +40,16 @@ class Leaflet:
 class Sorry:
     """One client with nothing but the file to come."""
 
-    __slots__ = ("_client", "_ended", "_fd", "_leaflet", "_listener", "_sent", "open")
+    __slots__ = ("_client", "_done", "_ended", "_fd", "_leaflet", "_listener", "_sent", "open")
 
-    def __init__(self, listener: Listener, client: Socket, descriptor: int, leaflet: Leaflet) -> None:
+    def __init__(self, listener: Listener, client: Side, descriptor: int, leaflet: Leaflet) -> None:
         """Send `leaflet` to `client`, whose descriptor that is, and which is this one's from now on."""
         self._listener = listener
         self._client = client
         self._fd = descriptor
         self._leaflet = leaflet
         self._sent = 0
+        self._done = False
         self._ended = False
         self.open = True
         worker = listener.worker
@@ -62,12 +66,12 @@ class Sorry:
     def event(self, mask: int) -> None:
         """There is room for more, or the client has said something."""
         try:
-            if mask & select.EPOLLIN and not self._ended and not self._client.recv(1 << 16):
-                self._ended = True
-            if mask & select.EPOLLOUT and self._sent < self._leaflet.size:
+            if mask & select.EPOLLOUT and not self._done:
                 self._send()
+            if mask & select.EPOLLIN and not self._ended:
+                self._ended = not self._client.recv_into(self._listener.worker.datagram)
             if self._ended:  # nothing more comes, and an end would be reported for ever
-                if self._sent == self._leaflet.size:
+                if self._done:
                     self.close()
                 else:
                     self._listener.worker.loop.epoll.modify(self._fd, select.EPOLLOUT)
@@ -77,15 +81,26 @@ class Sorry:
             self.close()
 
     def _send(self) -> None:
-        leaflet = self._leaflet
+        client, leaflet = self._client, self._leaflet
+        stream = client if isinstance(client, Stream) else None
         while self._sent < leaflet.size:
             try:
-                count = os.sendfile(self._fd, leaflet.file, self._sent, leaflet.size - self._sent)
+                if stream is None:
+                    count = os.sendfile(self._fd, leaflet.file, self._sent, leaflet.size - self._sent)
+                elif stream.flush():
+                    piece = os.pread(leaflet.file, PIECE, self._sent)
+                    count = len(piece)
+                    stream.send(memoryview(piece))
+                else:
+                    return
             except BlockingIOError:
                 return
             self._sent += count
             self._listener.row[SENT] += count
-        self._client.shutdown(socket.SHUT_WR)
+        if stream is not None and not (stream.flush() and stream.say_end()):
+            return
+        self._done = True
+        client.shutdown(socket.SHUT_WR)
         self._listener.worker.loop.epoll.modify(self._fd, select.EPOLLIN)
 
     def close(self) -> None:
