@@ -19,7 +19,7 @@ from typing import Any, Final
 from fastfwd.model import Certificate, Forward, TlsAccept, TlsConnect
 
 codecs.lookup("idna")
-"""Host names need it (the ssl module), and a process that has given up its rights may be unable to read it."""
+"""Host names need it (the ssl module); a process without rights may be unable to read it later."""
 
 MINIMUM: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 

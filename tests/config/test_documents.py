@@ -15,7 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from fastfwd.config.directives import FILES, GUARDS, LIMITS, SETTINGS, WITHOUT_MEANING
-from fastfwd.config.options import OPTIONS
+from fastfwd.config.encryption import ACCEPT, CONNECT
+from fastfwd.config.options import FLAGS, OPTIONS
 from fastfwd.config.parse import parse
 from fastfwd.config.structured import BACKEND, BALANCING, RENAMED, SWITCHES, parse_yaml
 from fastfwd.config.value import NO_TIME, SWITCH, TIME, Value
@@ -39,7 +40,11 @@ def words() -> list[Word]:
     """All there are."""
     plain = {kind: {each.name: each.default for each in fields(kind)} for kind in (Forward, Limits, Config)}
     default = {**plain[Forward], "sorry_file": None, "dns_refresh": None}
-    found = [Word(f"{name}=", option.value, default[option.field]) for name, option in OPTIONS.items()]
+    default |= dict.fromkeys((*ACCEPT, *CONNECT, "ciphers")) | {"verify_server": True, "tls_min": "1.2"}
+    found = [
+        Word(name if name in FLAGS else f"{name}=", option.value, default[option.field])
+        for name, option in OPTIONS.items()
+    ]
     found += [Word(name, each.value, plain[Config][each.field]) for name, each in SETTINGS.items()]
     found += [Word(name, each.value, plain[Limits][each.field]) for name, each in LIMITS.items()]
     found += [Word(name, None, plain[Config][field]) for name, field in FILES.items() if name != "pidfile"]
