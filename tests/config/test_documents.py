@@ -108,7 +108,7 @@ def test_the_default_is_the_models(document: str, word: Word) -> None:
     if word.default is None or (word.default is False and word.value is None) or word.spelled == "port=":
         assert not re.search(r"[0-9]", said)
     else:
-        assert spellings(word) & set(re.findall(r"[A-Za-z0-9]+", said)), said
+        assert spellings(word) & set(re.findall(r"[A-Za-z0-9]+(?:\.[0-9]+)?", said)), said
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

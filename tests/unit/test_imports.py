@@ -23,6 +23,7 @@ PARTS = (
     "relay",
     "resolver",
     "supervisor",
+    "tls",
     "worker",
 )
 
@@ -30,12 +31,13 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"config", "observe", "supervisor", "worker"},
     "supervisor": {"config", "worker", "observe", "channel", "resolver"},
-    "worker": {"relay", "observe", "channel"},
+    "worker": {"relay", "observe", "channel", "tls"},
     "resolver": {"channel", "config", "worker"},
-    "config": set(),
+    "config": {"tls"},
     "observe": {"channel"},
     "relay": set(),
     "channel": set(),
+    "tls": set(),
     "model": set(),
 }
 """Part of the program -> the other parts it may import, besides itself and `model`."""
