@@ -44,6 +44,8 @@ TCP_ONLY: Final = {
     "original_port": "'port=original' with TCP only: of a redirected datagram nobody tells the port",
     "max_rate": "'max-rate' with TCP only: what paces a stream would lose datagrams",
     "sorry_file": "'sorry-file' with TCP only: a datagram has no answer to wait for",
+    "tls_accept": "'tls-accept' with TCP only: nobody here speaks DTLS",
+    "tls_connect": "'tls-connect' with TCP only: nobody here speaks DTLS",
     "check_interval": "'check' with TCP only: a datagram is not answered by anybody who is just there",
 }
 """Fields that a UDP forward cannot have, each with why."""
