@@ -400,6 +400,12 @@ def test_a_checksum_has_four_bytes(rest: bytes) -> None:
     assert refusal(tcp4(rest)) == "checksum"
 
 
+def test_a_right_checksum_with_one_byte_more_is_refused() -> None:
+    """Its first four bytes do not help it."""
+    empty = tcp4(tlv(PP2_TYPE_CRC32C, bytes(5)))
+    assert refusal(empty[:31] + other_crc32c.crc32c(empty).to_bytes(4) + empty[35:]) == "checksum"
+
+
 def test_there_is_one_checksum() -> None:
     """Another one beside it is refused, though this one is right."""
     assert refusal(checked(tlv(PP2_TYPE_CRC32C, bytes(4)))) == "checksum"
