@@ -40,7 +40,12 @@ def assembled(found: dict[str, Any], wrong: Say) -> dict[str, Any]:
     for side, fields, partner in (
         (accept, ACCEPT, "'tls-accept'"),
         (connect, CONNECT, "'tls-connect'"),
-        (accept or connect, (*BOTH, "handshake_timeout"), "'tls-accept' or 'tls-connect'"),
+        (accept or connect, BOTH, "'tls-accept' or 'tls-connect'"),
+        (
+            accept or connect or "proxy_from" in found,
+            ("handshake_timeout",),
+            "'tls-accept', 'tls-connect' or 'accept-proxy'",
+        ),
     ):
         for field in fields:
             if not side and (field in given or field in found):

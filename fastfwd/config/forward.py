@@ -14,6 +14,7 @@ from typing import Any, Final
 from fastfwd.config import encryption
 from fastfwd.config.endpoint import Say, Service, endpoint, unix
 from fastfwd.config.options import OPTIONS, options, pairs
+from fastfwd.config.pattern import UNIX_CLIENTS
 from fastfwd.config.value import number
 from fastfwd.config.wording import expected, quote
 from fastfwd.model import UNIX, Backend, Endpoint, Forward, Origin, Protocol
@@ -47,6 +48,7 @@ TCP_ONLY: Final = {
     "tls_accept": "'tls-accept' with TCP only: nobody here speaks DTLS",
     "tls_connect": "'tls-connect' with TCP only: nobody here speaks DTLS",
     "check_interval": "'check' with TCP only: a datagram is not answered by anybody who is just there",
+    "proxy_from": "'accept-proxy' with TCP only: who has sent a datagram proves nothing",
 }
 """Fields that a UDP forward cannot have, each with why."""
 
@@ -144,6 +146,7 @@ def _wrong_together(forward: Forward, found: dict[str, Any], wrong: Say) -> None
         for field, why in TCP_ONLY.items():
             if field in found:
                 wrong(f"expected {why}")
+    _wrong_about_the_client(forward, wrong)
     if forward.original_port:
         if listen.last is not None or any(each.endpoint.ports != range(1) for each in forward.backends):
             wrong("expected one port to listen on, and 0 for the port to dial, with 'port=original'")
@@ -161,6 +164,28 @@ def _wrong_together(forward: Forward, found: dict[str, Any], wrong: Say) -> None
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
         wrong(expected("each backend once (a weight says how often: 'host*3')", twice))
+
+
+def _wrong_about_the_client(forward: Forward, wrong: Say) -> None:
+    """What does not fit together of the options that say who the client is."""
+    listen = forward.listen
+    if forward.proxy_from and listen.unix and forward.proxy_from != (UNIX_CLIENTS,):
+        wrong(f"expected {UNIX_CLIENTS!r} alone in 'accept-proxy' where a Unix socket is listened on")
+    elif UNIX_CLIENTS in forward.proxy_from and not listen.unix:
+        wrong(f"expected {UNIX_CLIENTS!r} in 'accept-proxy' with a Unix socket to listen on only")
+    if forward.send_proxy == 1 and listen.protocol is Protocol.UDP:
+        wrong("expected 'send-proxy=v2' with UDP: version 1 knows no datagrams")
+    if not forward.transparent:
+        return
+    if any(each.sources for each in forward.backends):
+        wrong("expected no 'src' with 'transparent': backends are dialled from the client's address")
+    if any(each.endpoint.unix for each in forward.backends):
+        wrong("expected no Unix socket to dial with 'transparent': it has no addresses")
+    if listen.unix and not forward.proxy_from:
+        wrong(
+            "expected 'accept-proxy' with 'transparent' where a Unix socket is listened on: "
+            "else its clients have no addresses"
+        )
 
 
 def _spaced(text: str) -> str:

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from typing import Any, Final, NamedTuple
 
 from fastfwd.config.endpoint import Say, host_of
-from fastfwd.config.pattern import network
+from fastfwd.config.pattern import network, networks
 from fastfwd.config.value import (
     AMOUNT,
     CONNECT_TIME,
@@ -77,8 +77,8 @@ def read(key: str, value: str, written: str, wrong: Say, warn: Say) -> dict[str,
     field, kind = OPTIONS[key]
     try:
         return {field: kind.read(value)}
-    except ValueError:
-        say(kind.wrong(value))
+    except ValueError as error:
+        say(expected(str(error), value) if error.args else kind.wrong(value))
         return {}
 
 
@@ -192,7 +192,7 @@ OPTIONS: Final = {
     "alpn": Option("alpn", listed("names of protocols", r"[!-~]{1,255}")),
     "server-alpn": Option("server_alpn", listed("names of protocols, or 'client'", r"[!-~]{1,255}")),
     "handshake-timeout": Option("handshake_timeout", TIME),
-    "accept-proxy": Option("proxy_from", listed("networks and addresses", r"[^ \t]+")),
+    "accept-proxy": Option("proxy_from", Value("networks and addresses", networks)),
     "send-proxy": Option("send_proxy", one_of({"v1": 1, "v2": 2})),
     "transparent": Option("transparent", SWITCH),
 }

@@ -156,7 +156,7 @@ class Reader:
     def config(self) -> Config:
         forwards = tuple(replace(forward, rules=tuple(rules)) for forward, rules in self.forwards)
         for forward in forwards:
-            if forward.listen.unix and forward.rules:
+            if forward.listen.unix and forward.rules and not forward.proxy_from:
                 message = (
                     "access rules do not concern a Unix socket's clients: its 'mode' says who may connect"
                 )

@@ -1,6 +1,7 @@
-"""The pattern of an access rule: its characters, its one spelling, whether it can match at all; networks.
+"""The pattern of an access rule: its characters, its one spelling, whether it can match at all; networks,
+and lists of them.
 
-Called by parse. It must never widen a pattern: the spelling changes only where
+Called by parse and options. It must never widen a pattern: the spelling changes only where
 the pattern as written could match no client whatever.
 """
 
@@ -13,6 +14,9 @@ _ALLOWED = re.compile(r"[0-9a-fA-F.:*?\[\]]+")
 _PREFIX = re.compile(r"0|[1-9][0-9]{0,2}")
 _OCTET = re.compile(r"0|[1-9][0-9]{0,2}")
 _WILDCARD = re.compile(r"[*?]")
+
+UNIX_CLIENTS = "unix"
+"""Who connects to a Unix socket, in a list of networks and addresses."""
 
 
 def is_pattern(text: str) -> bool:
@@ -65,6 +69,23 @@ def network(text: str) -> str:
     if base != number:
         raise ValueError(f"a network without bits of a host ('{spelled}'), or the address alone")
     return spelled
+
+
+def networks(text: str) -> tuple[str, ...]:
+    """Networks and addresses with `;` between them, each in the spelling that it has once only; 'unix'
+    stands for whoever connects to a Unix socket.
+
+    Raises ValueError, whose text is what should have stood there, if only for one of them.
+    """
+    found = []
+    for word in (each.strip(" \t") for each in text.split(";")):
+        if "/" in word:
+            found.append(network(word))
+        elif word == UNIX_CLIENTS or _is_address(spelled := normalise(word)):
+            found.append(word if word == UNIX_CLIENTS else spelled)
+        else:
+            raise ValueError("networks and numeric addresses (with ';' between them)")
+    return tuple(dict.fromkeys(found))
 
 
 def never_matches(pattern: str) -> bool:

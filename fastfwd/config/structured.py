@@ -266,7 +266,7 @@ class _Document:
     def option(self, name: str, key: str, node: Node) -> dict[str, Any]:
         """The field of Forward that the option `name` sets, which is called `key` here; none when an
         error was told."""
-        if name == "src":
+        if name in ("src", "accept-proxy"):
             word: str | None = ";".join(self.texts(node))
         elif OPTIONS[name].value is SWITCH:
             word = self.switch(node)

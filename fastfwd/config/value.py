@@ -38,7 +38,8 @@ class Value:
     """A kind of value.
 
     `what` it is, as a noun phrase for messages; `read` makes of its text what Config or Forward has,
-    and raises ValueError for anything else; `words` are all there are, where they can be listed.
+    and raises ValueError for anything else, with a noun phrase of its own if it knows a better one;
+    `words` are all there are, where they can be listed.
     """
 
     what: str

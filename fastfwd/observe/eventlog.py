@@ -36,8 +36,9 @@ class Event(NamedTuple):
 
     Byte counts are the log's: `bytes_in` from the client, `bytes_out` to it. Times are
     in seconds; `dial` is how long the backend took to accept, None if it did not.
-    `serial` is the connection's number in its worker; `backend` the address dialled last.
-    Both become text only where a format shows them. (A tuple costs a quarter of a
+    `serial` is the connection's number in its worker; `backend` the address dialled last; `via`
+    the connection's own address and port, where another one was announced as the client's.
+    The first two become text only where a format shows them. (A tuple costs a quarter of a
     dataclass, and a third less with its fields by position.)
     """
 
@@ -51,6 +52,7 @@ class Event(NamedTuple):
     serial: int = 0
     backend: Address | None = None
     dial: float | None = None
+    via: str | None = None
 
 
 Line = Callable[[Event, float], bytes]
@@ -120,6 +122,7 @@ def json_line(slot: int, born: str) -> Line:
             "proto": forward.listen.protocol.value,
             "client": event.client,
             "client_port": event.client_port,
+            "via": event.via,
             "listen": forward.listen.host,
             "listen_port": forward.listen.port,
             "connect": forward.target.host,

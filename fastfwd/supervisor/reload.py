@@ -27,7 +27,7 @@ from fastfwd.supervisor.children import Child
 from fastfwd.supervisor.listeners import places
 from fastfwd.supervisor.names import bound, dialled, unbound, unreachable
 from fastfwd.supervisor.setup import Setup
-from fastfwd.worker.privileges import capabilities
+from fastfwd.worker.privileges import needed
 
 if TYPE_CHECKING:
     from fastfwd.supervisor.main import Supervisor
@@ -156,12 +156,16 @@ class Reload:
     def _out_of_reach(self) -> list[Problem]:
         """What the living workers have no right to any more."""
         held = self._supervisor.children.account
-        if held is None or not capabilities(self.config) & ~held.capabilities:
+        if held is None:
             return []
-        marked = [forward for forward in self.config.forwards if forward.mark is not None]
-        return [
-            Problem(marked[0].origin, "expected no 'mark' before a restart: workers have given up that right")
-        ]
+        # One line for each option, the first that has it.
+        found: dict[str, Problem] = {}
+        for forward in self.config.forwards:
+            for option, right in needed(forward).items():
+                if right & ~held.capabilities:
+                    why = f"expected no {option!r} before a restart: workers have given up that right"
+                    found.setdefault(option, Problem(forward.origin, why))
+        return list(found.values())
 
     def _open_log(self) -> int | None:
         if self.config.logfile is None:

@@ -2,7 +2,8 @@
 
 worker/main makes the listeners from the table the supervisor sends; the loop calls
 `event`. A listener judges the client (worker/access, worker/limits) and hands it to a
-dial. It must never close its socket's kernel queue unread: see `empty`.
+dial; where the client has to be announced, worker/arrival waits for that first. It must
+never close its socket's kernel queue unread: see `empty`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from fastfwd.model import Address, Forward, Outcome
+from fastfwd.model import AccessRule, Address, Forward, Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import ForwardCell
-from fastfwd.worker.access import Judge
+from fastfwd.worker.access import Judge, Patterns
+from fastfwd.worker.arrival import Announcement, Arrival
 from fastfwd.worker.dial import NO_ROOM, STREAM, Dial, Target, client_options, dial_options
 from fastfwd.worker.limits import LOCAL
 
@@ -88,6 +90,10 @@ class Listener:
         """Where the forward has a connect timeout of its own."""
         if forward.connect_timeout is not None:
             self.overdue = worker.overdue_after(forward.connect_timeout)
+        self.announcers: Patterns | None = None
+        """Who is believed when it says whose connection it brings; nobody else gets in then."""
+        if forward.proxy_from:
+            self.announcers = Patterns(AccessRule(True, each) for each in forward.proxy_from)
         self.leaflet = worker.leaflet(forward.sorry)
         self.client_options = client_options(forward)
         self._parts: dict[int, Listener] = {}
@@ -116,31 +122,45 @@ class Listener:
             address: str = peer[0]
             if len(peer) == 4 and peer[3]:  # a link-local client: rinetd shows its zone too
                 address = f"{address}%{zone(peer[3])}"
-            if self.judge is not None and (refusal := self.judge(address)) is not None:
-                self._refuse(client, address, peer[1], refusal)
-                continue
-            if self.rates is not None and (refusal := self.rates.admit(address)) is not None:
-                self._refuse(client, address, peer[1], refusal)
-                continue
-            for option in self.client_options:
-                client.setsockopt(*option)
-            listener = self
-            if self.balancer is not None:
-                listener = self.balancer.choose(address)
-            elif self.forward.original_port:
-                listener = self._asked_for(client)
-            admission = self.worker.admission
-            if admission is None:
-                listener.row[ACCEPTED] += 1
-            elif refusal := admission.admit(address, listener.row, self.forward.max_connections, self.active):
-                self._refuse(client, address, peer[1], refusal)
-                continue
-            dial = Dial(listener, client, descriptor, address, peer[1])
-            if self.accepting is None:
-                dial.attempt()
+            if self.announcers is None:
+                self.let_in(client, descriptor, address, peer[1])
             else:
-                dial.welcome(self.accepting)
+                Arrival(self, client, descriptor, address, peer[1])
         return BATCH
+
+    def let_in(
+        self,
+        client: Socket,
+        descriptor: int,
+        address: str,
+        port: int,
+        announced: Announcement | None = None,
+    ) -> None:
+        """Dial for `client`, whose numeric `address` and `port` those are, unless it is refused."""
+        if self.judge is not None and (refusal := self.judge(address)) is not None:
+            self._refuse(client, address, port, refusal, announced)
+            return
+        if self.rates is not None and (refusal := self.rates.admit(address)) is not None:
+            self._refuse(client, address, port, refusal, announced)
+            return
+        for option in self.client_options:
+            client.setsockopt(*option)
+        listener = self
+        if self.balancer is not None:
+            listener = self.balancer.choose(address)
+        elif self.forward.original_port:
+            listener = self._asked_for(client)
+        admission = self.worker.admission
+        if admission is None:
+            listener.row[ACCEPTED] += 1
+        elif refusal := admission.admit(address, listener.row, self.forward.max_connections, self.active):
+            self._refuse(client, address, port, refusal, announced)
+            return
+        dial = Dial(listener, client, descriptor, address, port, announced)
+        if self.accepting is None:
+            dial.attempt()
+        else:
+            dial.welcome(self.accepting)
 
     def update(self, hosts: Mapping[str, Sequence[Address]]) -> None:
         """Names have other addresses."""
@@ -168,20 +188,34 @@ class Listener:
         port = original_port(client)
         if port not in self._parts:
             forward = self.forward.at(port, [port] * len(self.forward.backends))
-            target = Target(forward.backends[0], self.target.family, dial_options(forward))
+            target = Target(
+                *(forward.backends[0], self.target.family, dial_options(forward)),
+                transparent=forward.transparent,
+            )
             if port != self.forward.listen.port:  # else nobody has redirected it
                 target.addresses, target.sources = self.target.addresses, self.target.sources
             target.self_connect = self.target.self_connect
             self._parts[port] = self.part(forward, target, self.row, self.active)
         return self._parts[port]
 
-    def _refuse(self, client: Socket, address: str, port: int, outcome: Outcome) -> None:
+    def _refuse(
+        self, client: Socket, address: str, port: int, outcome: Outcome, announced: Announcement | None
+    ) -> None:
         self.row[REFUSED[outcome]] += 1
         worker = self.worker
         worker.loop.closing.append(client)
         # A flood over a limit must not become one of the log, too.
         if worker.log is not None and (outcome in ACCESS or worker.refusals.one_more(worker.loop.now)):
-            worker.log.event(Event(self.forward, outcome, address, port, serial=worker.next_serial()))
+            worker.log.event(
+                Event(
+                    self.forward,
+                    outcome,
+                    address,
+                    port,
+                    serial=worker.next_serial(),
+                    via=announced and announced.via,
+                )
+            )
 
 
 def original_port(client: Socket) -> int:

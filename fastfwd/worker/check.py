@@ -1,7 +1,8 @@
 """Looks now and then whether a backend is there, where `check=` asks for it.
 
 worker/main makes a Check for each backend in one worker only, which looks for all of them; what it
-finds is on the backend's row. A check connects, sends nothing and closes.
+finds is on the backend's row. A check connects and closes; it sends nothing, but where clients are
+announced to backends it says that it is nobody's.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import errno
 import select
 import socket
 from _socket import socket as Socket  # noqa: N812
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastfwd.worker.balance import CHECKED_DOWN
 from fastfwd.worker.dial import STREAM
+from fastfwd.worker.introduction import introduction
 
 if TYPE_CHECKING:
     from fastfwd.worker.accept import Listener
@@ -55,7 +58,7 @@ class Check:
         except OSError:
             return  # no descriptor is no news of the backend
         try:
-            target.prepare(sock, address)
+            target.prepare(sock, address, None)
             code = sock.connect_ex(target.at(address))
             if code not in (0, errno.EINPROGRESS):
                 raise OSError(code, "")
@@ -69,6 +72,10 @@ class Check:
     def _answer(self, mask: int) -> None:
         assert self._sock is not None
         error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if (version := self._member.listener.forward.send_proxy) and not error:
+            # Without it a backend that waits for a header would write a line about every check.
+            with suppress(OSError):  # it was there, and is gone: the next one finds out
+                self._sock.send(introduction(version, None, None))
         self._drop()
         if error:
             self._failed()

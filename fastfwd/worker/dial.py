@@ -22,7 +22,10 @@ from fastfwd.model import Address, Backend, Forward, Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import CONNECT_TIME, DURATION, SIDE, ForwardCell, TlsCell, TlsFailure
 from fastfwd.relay.ciphering import Stream
+from fastfwd.worker.access import MAPPED
 from fastfwd.worker.handshake import BOTH_WAYS, Handshake
+from fastfwd.worker.introduction import introduction
+from fastfwd.worker.limits import LOCAL
 from fastfwd.worker.session import READ, READABLE, Session
 from fastfwd.worker.sorry import Sorry
 
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
     from fastfwd.relay.pump import Side
     from fastfwd.tls import Accepting, Connecting
     from fastfwd.worker.accept import Listener
+    from fastfwd.worker.arrival import Announcement
     from fastfwd.worker.main import Worker
+    from fastfwd.worker.proxyheader import Endpoint
 
 PATIENCE: Final = 1.0
 """Seconds a dial may take before its client is registered with epoll: most never are,
@@ -50,6 +55,7 @@ SocketOption = tuple[int, int, int | bytes]
 SO_MAX_PACING_RATE: Final = 47  # asm-generic/socket.h
 IP_FREEBIND: Final = 15  # linux/in.h
 IPV6_FREEBIND: Final = 78  # linux/in6.h
+IPV6_TRANSPARENT: Final = 75  # linux/in6.h
 
 _OTHER_LEVEL: Final[dict[int, int]] = {
     socket.AF_INET: socket.IPPROTO_IPV6,
@@ -117,7 +123,8 @@ CLOSED: Final = {
 class Target:
     """A backend as it is dialled: numeric addresses, changed when a name's do.
 
-    With `spread` each dial begins with the next address. `family` is the only one of addresses
+    With `spread` each dial begins with the next address; with `transparent` it goes out from the
+    client's own. `family` is the only one of addresses
     that is dialled, None for both; `sources` are the local addresses to dial from. `bound`
     without any of them says that the configuration names one that could not be resolved:
     then nothing is dialled, since going out from another address would be a security hole.
@@ -130,6 +137,7 @@ class Target:
         options: Sequence[SocketOption] = (),
         *,
         spread: bool = False,
+        transparent: bool = False,
     ) -> None:
         self.host = backend.endpoint.host
         self.port = backend.endpoint.port
@@ -140,6 +148,7 @@ class Target:
         self.sources: list[Address] = []
         self.self_connect = False
         self.spread = spread
+        self.transparent = transparent
         self.failures = 0
         """Dials that have failed since one succeeded."""
         self._resolved: dict[str, Sequence[Address]] = {}
@@ -159,13 +168,16 @@ class Target:
             return f"\0{address.text[1:]}" if address.text.startswith("@") else address.text
         return address.text, self.port
 
-    def prepare(self, backend: Socket, address: Address) -> None:
-        """Give `backend` its options and its source for dialling `address`. Raises OSError."""
+    def prepare(self, backend: Socket, address: Address, client: str | None) -> None:
+        """Give `backend` its options and its source for dialling `address`, for the `client` with that
+        numeric address (None: for ourselves). Raises OSError."""
         for option in self.options:
             if option[0] != _OTHER_LEVEL.get(address.family, option[0]):
                 backend.setsockopt(*option)
         if self.bound:
             self._bind(backend, address)
+        elif self.transparent and client is not None:
+            _bind_to(backend, address, client)
 
     def from_another_source(self, backend: Socket, address: Address) -> int:
         """Connect `backend`, whose source has no port left for `address`, from one that has. Returns the
@@ -183,16 +195,29 @@ class Target:
         if not fitting:
             raise OSError(errno.EADDRNOTAVAIL, "no source address of the target's family")
         self._turn += 1
-        # The port is chosen at connect, per destination: a plain bind would use
-        # up one of 28,000 ports for all destinations (ip(7)).
-        backend.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
-        backend.bind((fitting[self._turn % len(fitting)].text, 0))
+        _bind(backend, fitting[self._turn % len(fitting)].text)
 
     def failed(self, worker: Worker) -> None:
         """A dial has; `failures` of 0 is for whoever sees one succeed to write."""
         self.failures += 1
         if self.failures % SUSPECT == 0:
             worker.suspect(self)
+
+
+def _bind(backend: Socket, source: str) -> None:
+    # The port is chosen at connect, per destination: a plain bind would use
+    # up one of 28,000 ports for all destinations (ip(7)).
+    backend.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+    backend.bind((source, 0))
+
+
+def _bind_to(backend: Socket, address: Address, client: str) -> None:
+    """Have `backend`, which is to dial `address`, go out from the client's own address. Raises OSError."""
+    source = client.removeprefix(MAPPED) if "." in client else client
+    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    if family != address.family or client == LOCAL:
+        raise OSError(errno.EADDRNOTAVAIL, "the client has no address of the target's family")
+    _bind(backend, source)
 
 
 def tune(sock: Socket) -> None:
@@ -221,6 +246,9 @@ def dial_options(forward: Forward) -> list[SocketOption]:
     if forward.freebind:
         found.append((socket.IPPROTO_IP, IP_FREEBIND, 1))
         found.append((socket.IPPROTO_IPV6, IPV6_FREEBIND, 1))
+    if forward.transparent:
+        found.append((socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1))
+        found.append((socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1))
     return found + client_options(forward)
 
 
@@ -247,6 +275,7 @@ class Dial:
         "_tried",
         "_watching",
         "address",
+        "announced",
         "backend",
         "backend_fd",
         "client",
@@ -260,10 +289,16 @@ class Dial:
     )
 
     def __init__(
-        self, listener: Listener, client: Socket, client_fd: int, peer: str, client_port: int
+        self,
+        listener: Listener,
+        client: Socket,
+        client_fd: int,
+        peer: str,
+        client_port: int,
+        announced: Announcement | None,
     ) -> None:
         """Dial for `client`, a connected non-blocking socket that becomes the dial's, from
-        the numeric address `peer` and `client_port`."""
+        the numeric address `peer` and `client_port`, which it may have `announced`."""
         self.listener = listener
         self.client: Side = client
         self.client_fd = client_fd
@@ -271,7 +306,8 @@ class Dial:
         self.client_port = client_port
         worker = listener.worker
         self.serial = worker.next_serial()
-        self.started = worker.loop.now
+        self.started = worker.loop.now if announced is None else announced.since
+        self.announced = announced
         self.backend: Side | None = None
         self.backend_fd = -1
         self.address: Address | None = None
@@ -349,13 +385,15 @@ class Dial:
                 if not local:
                     tune(backend)
                 if target.options or target.bound:
-                    target.prepare(backend, address)
-                if not local and ioctl(self.client_fd, FIONREAD, NOTHING) != NOTHING:
-                    # The client has spoken: the last ACK of the handshake can go out with
-                    # its words (tcp(7), TCP_QUICKACK). A packet less, and a backend that
-                    # is woken once instead of twice: 6 of 70 µs per connection. Without
-                    # those words it would wait for 200 ms, and so would a backend that
-                    # speaks first.
+                    target.prepare(backend, address, self.peer)
+                if not local and (
+                    listener.forward.send_proxy or ioctl(self.client_fd, FIONREAD, NOTHING) != NOTHING
+                ):
+                    # The client has spoken, or is to be announced: the last ACK of the
+                    # handshake can go out with those words (tcp(7), TCP_QUICKACK). A packet
+                    # less, and a backend that is woken once instead of twice: 6 of 70 µs per
+                    # connection. Without them it would wait for 200 ms, and so would a backend
+                    # that speaks first.
                     backend.setsockopt(IPPROTO_TCP, socket.TCP_QUICKACK, 0)
                 code = backend.connect_ex(target.at(address) if local else (address.text, target.port))
                 if code == errno.EADDRNOTAVAIL and len(target.sources) > 1:
@@ -408,9 +446,45 @@ class Dial:
             self._count(ForwardCell.RESET)
         elif self.listener.target.self_connect and _talks_to_itself(backend):
             return self._try_another(ForwardCell.REFUSED)
+        if self.listener.forward.send_proxy and not broken:
+            return self._introduce(mask)
         if self.listener.connecting is not None and not broken:
             return self._secure(self.listener.connecting)
         return self._connected(mask & READABLE, broken=broken)
+
+    def _introduce(self, mask: int) -> None:
+        """The backend is there: tell it who the client is. That goes out in one packet with what follows,
+        where something does: TLS's first words, or the client's."""
+        listener, backend, client = self.listener, self.backend, self.client
+        assert isinstance(backend, Socket)
+        tls = client.tls if isinstance(client, Stream) else None
+        header = introduction(listener.forward.send_proxy, *self._ends(), tls)
+        try:
+            sent = backend.send(header, socket.MSG_MORE)
+        except OSError as error:
+            if error.errno not in ESTABLISHED_THEN_RESET:
+                return self._try_another(ForwardCell.LOCAL)
+            self._count(ForwardCell.RESET)
+            return self._connected(mask & READABLE, broken=True)
+        if sent < len(header):  # not in a send buffer as large as the smallest one there is (tcp(7))
+            return self._try_another(ForwardCell.LOCAL)
+        if listener.connecting is not None:
+            return self._secure(listener.connecting)
+        self._connected(mask & READABLE, broken=False)
+        # What the client had to say has gone with it. If that was nothing, it goes now (tcp(7),
+        # TCP_NODELAY): the backend may be the one that speaks first.
+        if backend.family != AF_UNIX:
+            backend.setsockopt(IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return None
+
+    def _ends(self) -> tuple[Endpoint | None, Endpoint | None]:
+        """The client, and where it had gone; None where it has no address."""
+        if self.peer == LOCAL:
+            return None, None
+        source = self.peer, self.client_port
+        if self.announced is not None and self.announced.destination is not None:
+            return source, self.announced.destination
+        return source, self.client.getsockname()[:2]
 
     def _secure(self, connecting: Connecting) -> None:
         """The backend is there: shake hands with it."""
@@ -565,6 +639,7 @@ class Dial:
                     worker.loop.now - self.started,
                     self.serial,
                     self.address,
+                    via=self.announced and self.announced.via,
                 )
             )
 

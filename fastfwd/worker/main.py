@@ -27,7 +27,7 @@ from weakref import WeakValueDictionary
 from fastfwd.channel import Channel, Message
 from fastfwd.model import AccessRule, Address, Forward, Limits, LogFormat, Outcome, Protocol
 from fastfwd.observe.eventlog import Allowance, Event, EventLog, line_format
-from fastfwd.observe.scoreboard import LAG, Cell, Scoreboard, TlsFailure
+from fastfwd.observe.scoreboard import LAG, Cell, ForwardCell, Scoreboard, TlsFailure
 from fastfwd.relay.ciphering import RECORDS, Stream, ciphering
 from fastfwd.relay.copying import discarder
 from fastfwd.relay.pipes import PipePool
@@ -35,12 +35,13 @@ from fastfwd.relay.pump import Tally
 from fastfwd.relay.splicing import movers
 from fastfwd.tls import Contexts
 from fastfwd.worker.accept import Listener
-from fastfwd.worker.access import compile_rules
+from fastfwd.worker.access import Judge, compile_rules
+from fastfwd.worker.arrival import Arrival
 from fastfwd.worker.balance import Balancer, Member
 from fastfwd.worker.check import Check
 from fastfwd.worker.dial import PATIENCE, Dial, Target, dial_options
 from fastfwd.worker.handshake import Handshake
-from fastfwd.worker.limits import Admission, Census
+from fastfwd.worker.limits import LOCAL, Admission, Census
 from fastfwd.worker.loop import GRANULARITY, Loop, TimerQueue
 from fastfwd.worker.privileges import Account, PrivilegeError, drop
 from fastfwd.worker.rates import Rates
@@ -165,6 +166,7 @@ class Worker:
         """Where every datagram is, one after the other."""
         self._overdue: dict[float, TimerQueue[Dial]] = {}
         self._handshakes: dict[int, TimerQueue[Handshake]] = {}
+        self._arriving: dict[int, TimerQueue[Arrival]] = {}
         self._leaflets: WeakValueDictionary[bytes, Leaflet] = WeakValueDictionary()
         self._checks: list[Check] = []
         self._listeners: Listeners = {}
@@ -222,6 +224,16 @@ class Worker:
         if seconds not in self._handshakes:
             self._handshakes[seconds] = self.loop.timer(seconds, Handshake.timed_out)
         return self._handshakes[seconds]
+
+    def arriving(self, seconds: int) -> TimerQueue[Arrival]:
+        """Where connections wait that have so long to say whose they are."""
+        if seconds not in self._arriving:
+            self._arriving[seconds] = self.loop.timer(seconds, Arrival.timed_out)
+        return self._arriving[seconds]
+
+    def arrivals(self) -> list[Arrival]:
+        """All that have not said it yet."""
+        return [each for queue in self._arriving.values() for each in queue.due]
 
     def leaflet(self, content: bytes) -> Leaflet | None:
         """`content` as a file to send, one for all that send the same; None if there is none."""
@@ -323,8 +335,9 @@ class Worker:
         self, entry: Entry, sock: Socket, table: Table, contexts: Contexts
     ) -> Listener | UdpListener:
         forward = entry.forward
-        # Rules are about addresses; who may connect to a Unix socket its file says.
-        judge = None if forward.listen.unix else compile_rules((table.rules, forward.rules))
+        judge = compile_rules((table.rules, forward.rules))
+        if judge is not None and forward.listen.unix:
+            judge = _of_addresses(judge) if forward.proxy_from else None
         rates = None
         if forward.connection_rate is not None or forward.client_rate is not None:
             rates = Rates(self.census.recall, entry.row, forward.connection_rate, forward.client_rate)
@@ -346,7 +359,11 @@ class Worker:
     def _end(self, forward: Forward, row: int, table: Table) -> tuple[Target, memoryview, Callable[[], int]]:
         """What is the (first) backend's of a forward, whose row has that number: its target, this slot's
         row, and what counts its connections."""
-        target = Target(forward.backends[0], table.family, dial_options(forward), spread=table.spread)
+        target = Target(
+            *(forward.backends[0], table.family, dial_options(forward)),
+            spread=table.spread,
+            transparent=forward.transparent,
+        )
         target.update(table.hosts)
         # Only a target among the kernel's own source ports can be dialled by itself.
         target.self_connect = forward.original_port or target.port in table.ephemeral
@@ -483,6 +500,8 @@ class Worker:
             session.stop()
         for dial in list(self.dials):
             dial.end(Outcome.DONE_LOCAL_CLOSED)
+        for arrival in self.arrivals():
+            arrival.end(Outcome.DONE_LOCAL_CLOSED)
         self.loop.running = False
 
     # -- the loop's callbacks
@@ -496,12 +515,16 @@ class Worker:
         log.exception("slot %d: this is a fault in fastfwd; please report it", self.slot)
         if isinstance(owner, Session):
             owner.fail()
-        elif isinstance(owner, Dial):
-            begun = [session for session in self.sessions() if session.client is owner.client]
-            if begun:
-                begun[0].fail()
-            else:
-                owner.end(Outcome.LOCAL_CONNECT_FAILED)
+        elif isinstance(owner, Dial | Arrival):
+            # It may have become the next thing already.
+            sessions = [each for each in self.sessions() if each.client_fd == owner.client_fd]
+            dials = [each for each in self.dials if each.client_fd == owner.client_fd]
+            if sessions:
+                sessions[0].fail()
+            elif dials:
+                dials[0].end(Outcome.LOCAL_CONNECT_FAILED)
+            elif isinstance(owner, Arrival) and owner in self.arrivals():
+                owner.fail(ForwardCell.PROXY_CLOSED)
         elif isinstance(owner, Handshake):
             owner.fail(TlsFailure.OTHER, "a fault")
         elif isinstance(owner, Flow):
@@ -512,13 +535,15 @@ class Worker:
             raise  # noqa: PLE0704  # called in the loop's except clause
 
     def _end_if_drained(self) -> None:
-        if self._draining and not (self.open_sessions or self.dials or self._aborts.due):
+        left = self.open_sessions or self.dials or self._aborts.due
+        if self._draining and not (left or self.arrivals()):
             self.loop.running = False
 
     def _publish(self) -> None:
         self.channel.flush()  # what a busy supervisor had no room for
         row = self.row
-        row[Cell.SESSIONS] = self.open_sessions + len(self.dials)
+        arriving = sum(len(each.due) for each in self._arriving.values())
+        row[Cell.SESSIONS] = self.open_sessions + len(self.dials) + arriving
         row[Cell.PIPES_LENT] = self.pool.lent
         row[Cell.PIPES_IDLE] = self.pool.idle
         row[Cell.PIPES_SHORT] = self._before[Cell.PIPES_SHORT] + self.pool.short
@@ -558,6 +583,11 @@ class Worker:
             self.loop.watch(listener.sock.fileno(), select.EPOLLIN | shared, listener.event)
         except OSError as error:  # ENOMEM; ENOSPC: fs.epoll.max_user_watches
             self.pause(error)
+
+
+def _of_addresses(judge: Judge) -> Judge:
+    """Rules are about addresses; who may connect to a Unix socket its file says."""
+    return lambda client: None if client == LOCAL else judge(client)
 
 
 def _adopt(descriptor: int) -> Socket:

@@ -15,13 +15,16 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from fastfwd.model import Config
+from fastfwd.model import Config, Forward
 
 PR_SET_KEEPCAPS: Final = 8  # linux/prctl.h
 PR_SET_NO_NEW_PRIVS: Final = 38
 CAPABILITY_VERSION_3: Final = 0x20080522  # linux/capability.h
 NET_ADMIN: Final = 1 << 12
 """CAP_NET_ADMIN: what SO_MARK takes (socket(7))."""
+NET_RAW: Final = 1 << 13
+"""CAP_NET_RAW: the lesser of the two that IP_TRANSPARENT is content with (do_ip_setsockopt in the kernel's
+net/ipv4/ip_sockglue.c; ip(7) names the greater one alone)."""
 
 DEFAULT_USER: Final = "nobody"
 
@@ -50,9 +53,23 @@ def account(config: Config) -> Account | None:
     return Account(entry.pw_uid, group, capabilities(config))
 
 
+def needed(forward: Forward) -> dict[str, int]:
+    """The options of a forward that need a right, each with that right."""
+    found = {}
+    if forward.mark is not None:
+        found["mark"] = NET_ADMIN
+    if forward.transparent:
+        found["transparent"] = NET_RAW
+    return found
+
+
 def capabilities(config: Config) -> int:
     """The rights that workers need for a configuration's forwards."""
-    return NET_ADMIN if any(forward.mark is not None for forward in config.forwards) else 0
+    kept = 0
+    for forward in config.forwards:
+        for right in needed(forward).values():
+            kept |= right
+    return kept
 
 
 def drop(to: Account | None) -> None:

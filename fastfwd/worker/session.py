@@ -86,6 +86,7 @@ class Session:
 
     __slots__ = (
         "address",
+        "announced",
         "backend",
         "backend_fd",
         "broken",
@@ -124,6 +125,7 @@ class Session:
         self.address = dial.address
         self.peer = dial.peer
         self.client_port = dial.client_port
+        self.announced = dial.announced
         self.serial = dial.serial
         self.started = dial.started
         self.dial_time = dial_time
@@ -288,6 +290,7 @@ class Session:
                     self.serial,
                     self.address,
                     self.dial_time,
+                    self.announced and self.announced.via,
                 )
             )
 
@@ -384,7 +387,10 @@ class Session:
             return
         other = self._other(pump)
         release(pump, worker.pool)
-        if other.verdict < END and not finished(pump.sink, other.taken):
+        taken = other.taken
+        if self.announced is not None and other is self.up:
+            taken += self.announced.size
+        if other.verdict < END and not finished(pump.sink, taken):
             # The reset came without a FIN before it, and our send has taken the error
             # off the socket: its reads will end cleanly all the same.
             self.broken = pump.sink

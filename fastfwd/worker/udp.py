@@ -26,6 +26,7 @@ from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import DURATION, ForwardCell
 from fastfwd.worker.accept import ACCEPTED, REFUSED, zone
 from fastfwd.worker.dial import CLOSED, CONNECTS, NO_ROOM, OPENED, WHY
+from fastfwd.worker.introduction import introduction
 
 if TYPE_CHECKING:
     from fastfwd.model import Forward
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fastfwd.worker.balance import Balancer
     from fastfwd.worker.dial import Target
     from fastfwd.worker.main import Worker
+    from fastfwd.worker.proxyheader import Endpoint
     from fastfwd.worker.rates import Rates
 
 BATCH: Final = 64
@@ -141,6 +143,16 @@ class UdpListener:
     ) -> UdpListener:
         """What flows to one of its backends are born with."""
         return UdpListener(self.worker, forward, self.sock, self.judge, None, target, row, active, self.flows)
+
+    def asked(self, key: Key) -> Endpoint:
+        """The address and port that a flow's first datagram was sent to."""
+        address, port, *_ = self.sock.getsockname()
+        if self.everywhere and key[1]:
+            _, _, layout = PACKET_INFO[self.sock.family]
+            # ipi_addr, not ipi_spec_dst: what the client knows.
+            which = 2 if self.sock.family == socket.AF_INET else 0
+            address = socket.inet_ntop(self.sock.family, layout.unpack(key[1])[which])
+        return address, port
 
     def expire(self, now: float) -> None:
         """End the flows that have been silent for the forward's timeout."""
@@ -286,7 +298,7 @@ class Flow:
                 continue
             try:
                 if target.options or target.bound:
-                    target.prepare(backend, address)
+                    target.prepare(backend, address, self.client)
             except OSError:
                 backend.close()
                 outcome = Outcome.LOCAL_BIND_FAILED
@@ -391,7 +403,7 @@ class Flow:
         self.backend = backend
         self.fd = backend.fileno()
         self.address = address
-        self.send = backend.send
+        self.send = self._introduce if listener.forward.send_proxy else backend.send
         self.receive = backend.recv_into
         if not self.open:
             self.open = True
@@ -401,6 +413,15 @@ class Flow:
             listener.row[OPENED] += 1
             if worker.strangers.one_more(worker.loop.now):
                 self._begin_log()
+
+    def _introduce(self, data: memoryview) -> int:
+        """Send `data`, the first datagram for this backend, behind who the client is. Raises OSError."""
+        listener = self.listener
+        source = self.client, self.peer[1]
+        asked = listener.asked(self.key)
+        sent = self.backend.sendmsg([introduction(2, source, asked, datagram=True), data])
+        self.send = self.backend.send
+        return sent
 
     def _answered(self) -> None:
         if not self.told:

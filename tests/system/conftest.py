@@ -6,8 +6,10 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import trustme
 
 from tests import processes
 from tests.conftest import StartForwarder
@@ -79,3 +81,13 @@ def route(forwarder: StartForwarder) -> Iterator[StartRoute]:
             return Route(running, ("127.0.0.1", port), listener)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's certificate for localhost and its key, in one file that nobody else may read."""
+    path = tmp_path_factory.mktemp("certificate") / "localhost.pem"
+    issued = trustme.CA().issue_cert("localhost", "127.0.0.1")
+    path.touch(mode=0o600)
+    path.write_bytes(issued.private_key_and_cert_chain_pem.bytes())
+    return path

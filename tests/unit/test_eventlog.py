@@ -123,7 +123,7 @@ def test_the_json_format(zone: Zone) -> None:
     zone("IST-5:30")
     assert line(DONE, LogFormat.JSON) == (
         '{"time":"2026-11-21T23:26:38.123000Z","session":"3-19a-abc","outcome":"done-remote-closed",'
-        '"forward":"0.0.0.0:8080/tcp","proto":"tcp","client":"192.0.2.7","client_port":40000,'
+        '"forward":"0.0.0.0:8080/tcp","proto":"tcp","client":"192.0.2.7","client_port":40000,"via":null,'
         '"listen":"0.0.0.0","listen_port":8080,"connect":"www.example","connect_port":80,'
         '"backend":"198.51.100.1:80","bytes_in":5,"bytes_out":9,"duration":1.234568,"dial":0.000123,"slot":3}\n'
     )
@@ -144,7 +144,7 @@ def test_json_names_the_forward() -> None:
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_words(outcome: Outcome) -> None:
-    """Every outcome's last column is rinetd's word, a trailing ` -` included, or one of the seven that
+    """Every outcome's last column is rinetd's word, a trailing ` -` included, or one of those that
     rinetd has no use for."""
     words = {
         *("opened", "done-local-closed", "done-remote-closed", "accept-failed -", "local-socket-failed -"),
@@ -157,6 +157,7 @@ def test_words(outcome: Outcome) -> None:
             "evicted",
             "over-rate",
             "over-client-rate",
+            "remote-proxy-failed -",
         ),
     }
     last = line(DONE._replace(outcome=outcome)).rstrip("\n").split("\t")[-1]
