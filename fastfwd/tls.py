@@ -10,13 +10,14 @@ from __future__ import annotations
 import codecs
 import ctypes
 import os
+import re
 import ssl
 import sys
 from collections.abc import Sequence
 from hashlib import shake_256
 from typing import Any, Final
 
-from fastfwd.model import Certificate, Forward, TlsAccept, TlsConnect
+from fastfwd.model import UNIX, Certificate, Forward, TlsAccept, TlsConnect
 
 codecs.lookup("idna")
 """Host names need it (the ssl module); a process without rights may be unable to read it later."""
@@ -26,9 +27,12 @@ MINIMUM: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 TICKET_KEY: Final = 80
 """Bytes: a name, a key for HMAC, one for AES (OpenSSL, SSL_CTX_set_tlsext_ticket_keys)."""
 
-
 TICKETS_HOLD: Final = 6 * 3600
 """Seconds of one key."""
+
+
+NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}")
+"""What a client may ask for (RFC 6066, 3) and be repeated."""
 
 
 class Refused(Exception):  # noqa: N818  # what it is, not whose mistake
@@ -42,6 +46,7 @@ class Accepting:
     def __init__(self, wanted: TlsAccept) -> None:
         """Raises Refused."""
         self.contexts = [_server(wanted, each) for each in wanted.certificates]
+        self._clients = b"%d" % wanted.client_required + (wanted.client_ca or b"")
         self.context = self.contexts[0]
         """For clients that ask for no name, or for one that no certificate has."""
         self._named: dict[str, ssl.SSLContext] = {}
@@ -55,12 +60,15 @@ class Accepting:
         return self.context.wrap_bio(incoming, outgoing, server_side=True)
 
     def tickets(self, secret: bytes) -> bool:
-        """Seal session tickets with a key made of `secret`; returns whether that can be done."""
-        key = shake_256(secret).digest(TICKET_KEY)
+        """Seal session tickets with a key made of `secret`; returns whether that can be done. Who goes on
+        with a session is not asked for a certificate again, so a ticket is good only where the same is
+        asked of clients."""
+        key = shake_256(secret + self._clients).digest(TICKET_KEY)
         return all(set_ticket_key(context, key) for context in self.contexts)
 
     def _asked(self, tls: Any, name: str | None, context: ssl.SSLContext) -> None:
-        tls.asked = name
+        # It comes from a stranger, and the ssl module lets every ASCII character pass.
+        tls.asked = name if name is not None and NAME.fullmatch(name) else None
         if name is not None and len(self.contexts) > 1:
             name = name.lower()
             # A wildcard stands for one label (RFC 9525, 6.3).
@@ -88,8 +96,13 @@ class Connecting:
                 self._contexts[protocol] = _client(self._wanted, (protocol,))
             context = self._contexts[protocol]
         return context.wrap_bio(
-            incoming, outgoing, server_side=False, server_hostname=self._wanted.name or host
+            incoming, outgoing, server_side=False, server_hostname=self._wanted.name or named(host)
         )
+
+
+def named(host: str) -> str | None:
+    """What a server that is dialled as `host` is called; None for a Unix socket."""
+    return None if host.startswith(UNIX) else host
 
 
 class Contexts:
@@ -130,6 +143,14 @@ class Contexts:
             secret = self._secret + self._period.to_bytes(8)
             done = [each.tickets(secret) for each in self._accepting.values()]
             self.shared_tickets = all(done)
+
+
+def not_raised(what: sys.UnraisableHookArgs) -> None:
+    """The hook of a process that accepts (sys.unraisablehook): a client that asks for a server by bytes
+    that are not ASCII fails in its handshake. The ssl module would also write its bytes and a traceback
+    to stderr, for which Python tries to open a dozen files."""
+    if not (isinstance(what.exc_value, UnicodeDecodeError) and isinstance(what.object, bytes)):
+        sys.__unraisablehook__(what)
 
 
 def _server(wanted: TlsAccept, certificate: Certificate) -> ssl.SSLContext:

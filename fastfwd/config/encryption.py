@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from fastfwd import tls
 from fastfwd.config.endpoint import Say
-from fastfwd.config.wording import quote
+from fastfwd.config.wording import expected, quote
 from fastfwd.model import Certificate, Config, Forward, Problem, TlsAccept, TlsConnect
 
 ReadFile = Callable[[str], bytes]
@@ -136,10 +136,27 @@ class _Files:
             )
         if len(self.problems) == before:
             try:
-                _ = accept and tls.Accepting(accept), connect and tls.Connecting(connect)
+                if accept is not None:
+                    tls.Accepting(accept)
+                if connect is not None:
+                    self.names(connect, tls.Connecting(connect))
             except tls.Refused as error:
                 self.wrong(f"expected {error}")
         return replace(self.it, tls_accept=accept, tls_connect=connect)
+
+    def names(self, wanted: TlsConnect, connecting: tls.Connecting) -> None:
+        """Whether every backend has a name that a server can be asked for, and compared with."""
+        for host in [wanted.name] if wanted.name else [each.endpoint.host for each in self.it.backends]:
+            if tls.named(host) is None and wanted.verify:
+                self.wrong(
+                    "expected 'server-name', or 'verify-server=off', with 'tls-connect' to a Unix socket:"
+                    f" a certificate is for no path, found {quote(host)}"
+                )
+                continue
+            try:
+                connecting.wrap(ssl.MemoryBIO(), ssl.MemoryBIO(), host)
+            except ValueError:
+                self.wrong(expected("a host name that a server can be asked for (RFC 1035, 2.3.1)", host))
 
     def wrong(self, message: str) -> None:
         self.problems.append(Problem(self.it.origin, message))
@@ -167,7 +184,10 @@ class _Files:
         if chain is None or key is None:
             return it
         path = os.path.join(os.path.dirname(self.it.origin.file), it.key_file)
-        mode = stat.S_IMODE(os.stat(path).st_mode)
+        try:
+            mode = stat.S_IMODE(os.stat(path).st_mode)
+        except OSError:  # gone since it was read
+            mode = 0
         if mode & EVERYBODY:
             self.wrong(f"expected a key that not everybody may use, found {quote(path)} with mode {mode:04o}")
         # One file that has both is read once.

@@ -441,6 +441,8 @@ class Dial:
             error = backend.getsockopt(SOL_SOCKET, socket.SO_ERROR)
             if error not in ESTABLISHED_THEN_RESET:
                 return self._try_another(WHY.get(error, ForwardCell.LOCAL))
+            if self.listener.connecting is not None:
+                return self._not_secured(TlsFailure.CLOSED, "closed")
             # Asking has taken the error off the socket; its reads will end as if cleanly.
             broken = True
             self._count(ForwardCell.RESET)
@@ -448,7 +450,7 @@ class Dial:
             return self._try_another(ForwardCell.REFUSED)
         if self.listener.forward.send_proxy and not broken:
             return self._introduce(mask)
-        if self.listener.connecting is not None and not broken:
+        if self.listener.connecting is not None:
             return self._secure(self.listener.connecting)
         return self._connected(mask & READABLE, broken=broken)
 

@@ -24,8 +24,11 @@ MOST: Final = 1000
 
 BOTH_WAYS: Final = READ | select.EPOLLOUT
 
-NOT_TLS: Final = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL")
-NOT_TLS_EITHER: Final = (
+NOT_TLS: Final = (
+    "HTTP_REQUEST",
+    "HTTPS_PROXY_REQUEST",
+    "WRONG_VERSION_NUMBER",
+    "UNKNOWN_PROTOCOL",
     "PACKET_LENGTH_TOO_LONG",
     "RECORD_TOO_SMALL",
     "BAD_RECORD_TYPE",
@@ -35,6 +38,9 @@ NOT_TLS_EITHER: Final = (
 
 IN_COMMON: Final = ("PROTOCOL", "CIPHER", "VERSION", "HANDSHAKE_FAILURE", "SIGNATURE_ALGORITHM", "GROUP")
 """Parts of what it says when there is nothing that both sides can do."""
+
+BAD_NAME: Final = "CALLBACK_FAILED"
+"""What it says when a client asks for a server by something that is no ASCII."""
 
 PROOF: Final = ("CERT", "UNKNOWN_CA")
 """Parts of what it, or the peer, says of a certificate."""
@@ -61,10 +67,9 @@ class Handshake:
         self._done = done
         self._failed = failed
         self.seconds = seconds
-        queue = worker.handshakes(seconds)
-        if len(queue.due) >= MOST:
-            next(iter(queue.due)).fail(TlsFailure.EVICTED, "evicted")
-        queue.add(self, worker.loop.now)
+        if worker.handshakes_now() >= MOST:
+            worker.oldest_handshake().fail(TlsFailure.EVICTED, "evicted")
+        worker.handshakes(seconds).add(self, worker.loop.now)
 
     def event(self, mask: int) -> None:
         """The socket is ready for something."""
@@ -111,4 +116,6 @@ def words(error: ssl.SSLError) -> str:
     """What OpenSSL has to say, without what the peer has sent."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate: {error.verify_message}"
+    if error.reason == BAD_NAME:
+        return "no server name"
     return (error.reason or type(error).__name__).lower().replace("_", " ")

@@ -16,6 +16,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 import time
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from fastfwd.relay.copying import discarder
 from fastfwd.relay.pipes import PipePool
 from fastfwd.relay.pump import Tally
 from fastfwd.relay.splicing import movers
-from fastfwd.tls import Contexts
+from fastfwd.tls import Contexts, not_raised
 from fastfwd.worker.accept import Listener
 from fastfwd.worker.access import Judge, compile_rules
 from fastfwd.worker.arrival import Arrival
@@ -235,6 +236,16 @@ class Worker:
         """All that have not said it yet."""
         return [each for queue in self._arriving.values() for each in queue.due]
 
+    def handshakes_now(self) -> int:
+        """How many there are."""
+        return sum(len(queue.due) for queue in self._handshakes.values())
+
+    def oldest_handshake(self) -> Handshake:
+        """Of those that there are, whichever time each may take."""
+        queues = [queue for queue in self._handshakes.values() if queue.due]
+        firsts = [(next(iter(queue.due.items())), queue.seconds) for queue in queues]
+        return min(firsts, key=lambda each: each[0][1] - each[1])[0][0]
+
     def leaflet(self, content: bytes) -> Leaflet | None:
         """`content` as a file to send, one for all that send the same; None if there is none."""
         if not content:
@@ -394,6 +405,7 @@ class Worker:
         old = self._listeners
         generation, self._listeners, event_log, limits, self._contexts = self._prepared
         self._prepared = None
+        self._contexts.renew(time.time())
         self._udp = [each for each in self._listeners.values() if isinstance(each, UdpListener)]
         self._limit(limits)
         if self.log is not None:
@@ -613,6 +625,7 @@ def main(slot: int, channel: Channel, scoreboard: Scoreboard, census: Census, ac
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
+    sys.unraisablehook = not_raised
     worker.loop.watch(reader, select.EPOLLIN, lambda mask: worker.stop())
     # Sessions break their own reference cycles when they close, so there is nothing for
     # the collector to find, and its full passes would cost milliseconds.

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Final
 
 from fastfwd.model import Outcome
 from fastfwd.observe.eventlog import Event
-from fastfwd.observe.scoreboard import DURATION, ForwardCell
-from fastfwd.relay.ciphering import Stream
+from fastfwd.observe.scoreboard import DURATION, SIDE, ForwardCell, TlsCell
+from fastfwd.relay.ciphering import CUT, Stream
 from fastfwd.relay.pump import BUDGET, DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Pump, release
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ RECEIVED: Final = int(ForwardCell.RECEIVED)
 SENT: Final = int(ForwardCell.SENT)
 CLOSED_LOCAL: Final = int(ForwardCell.CLOSED_LOCAL)
 CLOSED_REMOTE: Final = int(ForwardCell.CLOSED_REMOTE)
+
+CUT_BY_CLIENT: Final = int(ForwardCell.HANDSHAKES + TlsCell.CUT)
+CUT_BY_BACKEND: Final = CUT_BY_CLIENT + SIDE
 
 TIMED_OUT: Final = {
     Outcome.IDLE_TIMEOUT: ForwardCell.CLOSED_IDLE,
@@ -239,6 +242,8 @@ class Session:
             self._sink_broke(pump)
         else:
             pump.verdict = SOURCE_BROKE
+            if pump.error == CUT:
+                self.row[CUT_BY_CLIENT if pump is self.up else CUT_BY_BACKEND] += 1
             self._blame(pump.source)
             if pump.error and pump.error not in PEER_GONE:
                 abort(pump.source)
@@ -433,11 +438,9 @@ def finished(sock: Side, taken: int) -> bool:
     """Whether the peer of `sock`, from which `taken` bytes were read, has sent its FIN, also before a
     reset: then what is left to read is complete. No errno tells. EPIPE means that, or that
     splice(2), after some bytes, has met ECONNRESET and kept it to itself. But a FIN counts as a
-    byte received (RFC 9293, 3.4; tcp(7), TCP_INFO). A Unix socket's errors are the peer's own; TLS has
-    an end of its own."""
-    if type(sock) is Stream:
-        return sock.ended
-    if sock.family == socket.AF_UNIX:
+    byte received (RFC 9293, 3.4; tcp(7), TCP_INFO). A Unix socket's errors are the peer's own; of TLS
+    only close_notify is an end, and what has not been read yet may have it."""
+    if type(sock) is Stream or sock.family == socket.AF_UNIX:
         return True
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED.size)
     received: int = BYTES_RECEIVED.unpack(info)[0]
