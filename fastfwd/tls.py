@@ -195,29 +195,33 @@ def _common(context: ssl.SSLContext, minimum: str, ciphers: str | None, alpn: Se
 
 def load(context: ssl.SSLContext, certificate: Certificate) -> None:
     """Give `context` a certificate with its chain and its key. Raises Refused."""
+
+    def no_password() -> str:
+        raise Refused(
+            f"a key that is not encrypted, found {certificate.key_file!r}:"
+            " nobody is there to be asked for the password"
+        )
+
     # The module takes names of files only.
     descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
     try:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(certificate.chain + b"\n" + certificate.key)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password=_no_password)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password=no_password)
     except ssl.SSLError as error:
         raise Refused(_what_is_wrong(error, certificate)) from None
     finally:
         os.close(descriptor)
 
 
-def _no_password() -> str:
-    raise Refused("a key that is not encrypted: nobody is there to be asked for the password")
-
-
 def _what_is_wrong(error: ssl.SSLError, certificate: Certificate) -> str:
     reason = error.reason or "no PEM"
     if reason == "KEY_VALUES_MISMATCH":
-        return f"the key of {certificate.file}, found another one's in {certificate.key_file}"
+        return f"the key of {certificate.file!r}, found another one's in {certificate.key_file!r}"
     if "SMALL" in reason or "WEAK" in reason:
-        return f"a certificate whose key and digest are strong enough, found {certificate.file} ({reason})"
-    return f"a certificate and its key in PEM, found {certificate.file} and {certificate.key_file} ({reason})"
+        return f"a certificate whose key and digest are strong enough, found {certificate.file!r} ({reason})"
+    files = " and ".join(dict.fromkeys((repr(certificate.file), repr(certificate.key_file))))
+    return f"a certificate and its key in PEM, found {files} ({reason})"
 
 
 def trust(context: ssl.SSLContext, certificates: bytes) -> None:

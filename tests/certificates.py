@@ -94,6 +94,11 @@ class Authority:
         now = datetime.now(UTC)
         return self.server(*names, not_before=now - 9 * DAY, not_after=now - DAY)
 
+    def early(self, *names: str) -> Path:
+        """A server's, which is valid from tomorrow on."""
+        now = datetime.now(UTC)
+        return self.server(*names, not_before=now + DAY, not_after=now + 9 * DAY)
+
     def encrypted_key(self, key: Path) -> Path:
         """The same key, for those who know the password."""
         found = load_pem_private_key(key.read_bytes(), None)

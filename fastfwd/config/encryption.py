@@ -31,6 +31,14 @@ EVERYBODY: Final = 0o007
 EXPIRED, NOT_YET = 10, 9  # X509_V_ERR_CERT_HAS_EXPIRED, _NOT_YET_VALID (openssl/x509_vfy.h)
 
 
+LONGEST_NAME: Final = 4096  # bytes, PATH_MAX: of several files it must be clear which
+
+
+def named(path: str) -> str:
+    """A file's name in a message, all of it."""
+    return quote(path, LONGEST_NAME)
+
+
 def assembled(found: dict[str, Any], wrong: Say) -> dict[str, Any]:
     """Take the fields about TLS out of `found`; what they are in Forward."""
     given: dict[str, Any] = {
@@ -166,7 +174,7 @@ class _Files:
         try:
             return self.read_file(path)
         except OSError as error:
-            self.wrong(f"expected {what} that can be read, found {quote(path)}: {error.strerror}")
+            self.wrong(f"expected {what} that can be read, found {named(path)}: {error.strerror}")
             return None
 
     def authorities(self, name: str | None) -> bytes | None:
@@ -175,12 +183,14 @@ class _Files:
         try:
             tls.trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), found)
         except tls.Refused as error:
-            self.wrong(f"expected {error}, found none in {quote(name)}")
+            self.wrong(f"expected {error}, found none in {named(name)}")
         return found
 
     def certificate(self, it: Certificate, *, server: bool) -> Certificate:
         """That certificate, read and tried out for that side."""
-        chain, key = self.content(it.file, "a certificate"), self.content(it.key_file, "a key")
+        both = it.key_file == it.file
+        chain = self.content(it.file, "a certificate and its key" if both else "a certificate")
+        key = chain if both else self.content(it.key_file, "a key")
         if chain is None or key is None:
             return it
         path = os.path.join(os.path.dirname(self.it.origin.file), it.key_file)
@@ -189,9 +199,8 @@ class _Files:
         except OSError:  # gone since it was read
             mode = 0
         if mode & EVERYBODY:
-            self.wrong(f"expected a key that not everybody may use, found {quote(path)} with mode {mode:04o}")
-        # One file that has both is read once.
-        found = replace(it, chain=chain, key=b"" if it.key_file == it.file else key)
+            self.wrong(f"expected a key that not everybody may use, found {named(path)} with mode {mode:04o}")
+        found = replace(it, chain=chain, key=b"" if both else key)
         try:
             facts = tried(found, server=server)
         except tls.Refused as error:
@@ -229,13 +238,13 @@ def tried(certificate: Certificate, *, server: bool) -> dict[str, Any]:
         if error.verify_code in (EXPIRED, NOT_YET):
             when = "has expired" if error.verify_code == EXPIRED else "is not valid yet"
             raise tls.Refused(
-                f"a certificate that is valid today, found {certificate.file}, which {when}"
+                f"a certificate that is valid today, found {named(certificate.file)}, which {when}"
             ) from None
         what = "a certificate for a server" if server else "a certificate for a client"
-        raise tls.Refused(f"{what}, found {certificate.file}: {error.verify_message}") from None
+        raise tls.Refused(f"{what}, found {named(certificate.file)}: {error.verify_message}") from None
     except ssl.SSLError as error:
         raise tls.Refused(
-            f"a certificate that OpenSSL can use, found {certificate.file} ({error.reason})"
+            f"a certificate that OpenSSL can use, found {named(certificate.file)} ({error.reason})"
         ) from None
     return other.getpeercert() or {}
 

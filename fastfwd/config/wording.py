@@ -51,9 +51,9 @@ def meant(word: str, known: Iterable[str]) -> str:
     return "" if close is None else f" (did you mean {close!r}?)"
 
 
-def quote(text: str) -> str:
+def quote(text: str, longest: int = LONGEST_QUOTE) -> str:
     """`text` in quotes, control characters escaped, the end of a long one left out."""
     # A byte that is not UTF-8 was decoded to a lone surrogate U+DCxx; it stood there as \xxx.
-    quoted = repr(text[:LONGEST_QUOTE]).replace(r"\udc", r"\x")
-    more = len(text) - LONGEST_QUOTE
+    quoted = repr(text[:longest]).replace(r"\udc", r"\x")
+    more = len(text) - longest
     return f"{quoted} (and {more} characters more)" if more > 0 else quoted
