@@ -16,7 +16,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from fastfwd.observe.status import BackendStatus, Datagrams, Distribution, ForwardStatus, Status, WorkerStatus
+from fastfwd.observe.status import (
+    BackendStatus,
+    Datagrams,
+    Distribution,
+    ForwardStatus,
+    Handshakes,
+    Status,
+    WorkerStatus,
+)
 
 Series = Iterable[tuple[tuple[str, ...], float | Distribution]]
 """(label values in the order of the labels, value) of every sample."""
@@ -137,6 +145,35 @@ def _dropped(status: Status) -> Series:
                 yield (each.forward, reason), count
 
 
+def _sides(read: Callable[[Handshakes], int]) -> Callable[[Status], Series]:
+    return lambda status: (
+        ((each.forward, side), read(found))
+        for each in status.forwards
+        for side, found in each.handshakes.items()
+    )
+
+
+def _sides_by(read: Callable[[Handshakes], dict[str, int]]) -> Callable[[Status], Series]:
+    return lambda status: (
+        ((each.forward, side, word), count)
+        for each in status.forwards
+        for side, found in each.handshakes.items()
+        for word, count in read(found).items()
+    )
+
+
+def _expiries(status: Status) -> Series:
+    for each in status.forwards:
+        for certificate in each.certificates:
+            yield (each.forward, certificate.side, certificate.file), certificate.expires
+
+
+def _unannounced(status: Status) -> Series:
+    for each in status.forwards:
+        for reason, count in (each.proxy_failures or {}).items():
+            yield (each.forward, reason), count
+
+
 def _resolved(status: Status) -> Series:
     for each in status.forwards:
         if each.dns_last_success is not None:
@@ -145,6 +182,7 @@ def _resolved(status: Status) -> Series:
 
 FORWARD: Final = ("forward", "proto")
 BACKEND: Final = ("forward", "backend")
+SIDE: Final = ("forward", "side")
 SLOT: Final = ("slot",)
 
 METRICS: Final = (
@@ -315,6 +353,62 @@ METRICS: Final = (
         ("forward", "reason"),
         "Datagrams lost here: no room in the listener's queue, not taken by the socket to that side.",
         _dropped,
+    ),
+    Metric(
+        "fastfwd_tls_handshakes_total",
+        "counter",
+        (*SIDE, "version"),
+        "TLS handshakes that succeeded.",
+        _sides_by(lambda each: each.versions),
+    ),
+    Metric(
+        "fastfwd_tls_handshakes_resumed_total",
+        "counter",
+        SIDE,
+        "Those of them that resumed a session.",
+        _sides(lambda each: each.resumed),
+    ),
+    Metric(
+        "fastfwd_tls_handshake_failures_total",
+        "counter",
+        (*SIDE, "reason"),
+        "TLS handshakes that failed.",
+        _sides_by(lambda each: each.failures),
+    ),
+    Metric(
+        "fastfwd_tls_streams_cut_total",
+        "counter",
+        SIDE,
+        "TLS streams that broke off without the peer's close_notify, or in what is no record.",
+        _sides(lambda each: each.cut),
+    ),
+    Metric(
+        "fastfwd_tls_certificate_expiry_timestamp_seconds",
+        "gauge",
+        (*SIDE, "file"),
+        "When a certificate that is shown to that side expires, since the epoch.",
+        _expiries,
+    ),
+    Metric(
+        "fastfwd_tls_session_tickets_shared",
+        "gauge",
+        SLOT,
+        "Whether the worker's TLS session tickets are good for the other workers.",
+        _workers(lambda each: each.tickets_shared),
+    ),
+    Metric(
+        "fastfwd_tls_in_kernel",
+        "gauge",
+        (),
+        "Whether the kernel does the encryption of TLS (kTLS): 0, records pass through memory.",
+        _one(lambda _: 0),
+    ),
+    Metric(
+        "fastfwd_proxy_header_failures_total",
+        "counter",
+        ("forward", "reason"),
+        "Clients that were not announced by the PROXY protocol as they should have been.",
+        _unannounced,
     ),
     Metric(
         "fastfwd_dns_lookups_total",

@@ -23,6 +23,8 @@ from typing import Final, NamedTuple
 
 from fastfwd.model import Address, Forward, LogFormat, Outcome
 from fastfwd.observe.scoreboard import Cell, SharedCell
+from fastfwd.observe.tlsfields import Tls
+from fastfwd.observe.tlsfields import fields as tls_fields
 
 QUEUE_BYTES: Final = 1 << 20
 """What a worker keeps for a log that takes nothing (a full disk, a stalled reader)."""
@@ -37,9 +39,9 @@ class Event(NamedTuple):
     Byte counts are the log's: `bytes_in` from the client, `bytes_out` to it. Times are
     in seconds; `dial` is how long the backend took to accept, None if it did not.
     `serial` is the connection's number in its worker; `backend` the address dialled last; `via`
-    the connection's own address and port, where another one was announced as the client's.
-    The first two become text only where a format shows them. (A tuple costs a quarter of a
-    dataclass, and a third less with its fields by position.)
+    the connection's own address and port, where another one was announced as the client's; `tls` is
+    there where a handshake was begun. Most become text only where a format shows them. (A tuple costs
+    a quarter of a dataclass, and a third less with its fields by position.)
     """
 
     forward: Forward
@@ -53,6 +55,7 @@ class Event(NamedTuple):
     backend: Address | None = None
     dial: float | None = None
     via: str | None = None
+    tls: Tls | None = None
 
 
 Line = Callable[[Event, float], bytes]
@@ -107,7 +110,8 @@ def common_line() -> Line:
 
 def json_line(slot: int, born: str) -> Line:
     """One JSON object per line (RFC 8259; `time` as in RFC 3339, UTC), with what rinetd's
-    formats lack: durations, the client's port, the backend's address, slot, session."""
+    formats lack: durations, the client's port, the backend's address, slot, session; and TLS,
+    where there is some."""
     from datetime import UTC, datetime
 
     from orjson import OPT_APPEND_NEWLINE, OPT_UTC_Z, dumps
@@ -134,6 +138,8 @@ def json_line(slot: int, born: str) -> Line:
             "dial": None if event.dial is None else round(event.dial, 6),
             "slot": slot,
         }
+        if event.tls is not None:
+            fields["tls"] = tls_fields(event.tls)
         return dumps(fields, option=OPT_APPEND_NEWLINE | OPT_UTC_Z)
 
     return line

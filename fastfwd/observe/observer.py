@@ -18,27 +18,32 @@ from typing import Final, NamedTuple
 import psutil
 
 from fastfwd import __version__
-from fastfwd.model import Protocol
+from fastfwd.model import Forward, Protocol
 from fastfwd.observe.rows import Row
 from fastfwd.observe.scoreboard import (
     CLOSED,
     CONNECT_TIME,
     DURATION,
     LAG,
+    SIDE,
     Cell,
     ForwardCell,
     Histogram,
     Scoreboard,
     State,
     SupervisorCell,
+    TlsCell,
+    TlsFailure,
     WatchCell,
 )
 from fastfwd.observe.status import (
     BackendStatus,
+    CertificateStatus,
     ConfigStatus,
     Datagrams,
     Distribution,
     ForwardStatus,
+    Handshakes,
     History,
     Queue,
     Rates,
@@ -65,6 +70,9 @@ OUTCOMES: Final = {
     "idle-timeout": ForwardCell.CLOSED_IDLE,
     "half-close-timeout": ForwardCell.CLOSED_HALF_CLOSED,
     "evicted": ForwardCell.CLOSED_EVICTED,
+    "remote-tls-failed": ForwardCell.CLOSED_REMOTE_TLS,
+    "local-tls-failed": ForwardCell.CLOSED_LOCAL_TLS,
+    "remote-proxy-failed": ForwardCell.CLOSED_PROXY,
     "worker-died": ForwardCell.CLOSED_DIED,
 }
 DENIALS: Final = {
@@ -82,11 +90,32 @@ CONNECT_FAILURES: Final = {
     "reset": ForwardCell.RESET,
     "resolve": ForwardCell.RESOLVE,
     "local": ForwardCell.LOCAL,
+    "tls": ForwardCell.TLS,
 }
 DROPPED: Final = {
     "queue": ForwardCell.DROPPED_QUEUE,
     "backend": ForwardCell.DROPPED_BACKEND,
     "client": ForwardCell.DROPPED_CLIENT,
+}
+SIDES: Final = {
+    "client": int(ForwardCell.HANDSHAKES),
+    "backend": ForwardCell.HANDSHAKES + SIDE,
+}
+TLS_VERSIONS: Final = {"TLSv1.2": TlsCell.VERSION_12, "TLSv1.3": TlsCell.VERSION_13}
+TLS_FAILURES: Final = {
+    "timeout": TlsFailure.TIMEOUT,
+    "closed": TlsFailure.CLOSED,
+    "not_tls": TlsFailure.NOT_TLS,
+    "protocol": TlsFailure.PROTOCOL,
+    "certificate": TlsFailure.CERTIFICATE,
+    "evicted": TlsFailure.EVICTED,
+    "other": TlsFailure.OTHER,
+}
+PROXY_FAILURES: Final = {
+    "malformed": ForwardCell.PROXY_MALFORMED,
+    "stranger": ForwardCell.PROXY_STRANGER,
+    "timeout": ForwardCell.PROXY_TIMEOUT,
+    "closed": ForwardCell.PROXY_CLOSED,
 }
 ACCEPT_ERRORS: Final = {
     "emfile": Cell.ACCEPT_EMFILE,
@@ -196,7 +225,7 @@ class Observer:
             started=own[SupervisorCell.STARTED] / 1e9,
             state=self.state().name.lower(),
             config=ConfigStatus(
-                file=os.fsencode(self.file).decode(errors="replace"),  # JSON is UTF-8, a path is bytes
+                file=_path(self.file),
                 last_reload_successful=bool(own[SupervisorCell.RELOAD_OK]),
                 last_reload=own[SupervisorCell.RELOADED] / 1e9,
                 reloads=own[SupervisorCell.RELOADS],
@@ -241,7 +270,7 @@ class Observer:
             proto=row.protocol.value,
             listen="" if forward is None else str(forward.listen),
             target="" if forward is None else ", ".join(str(each.endpoint) for each in forward.backends),
-            tls="off",
+            tls="off" if forward is None else encryption(forward),
             configured=forward is not None,
             accepted=cells[ForwardCell.ACCEPTED] - cells[ForwardCell.CLOSED_MOVED],
             opened=cells[ForwardCell.OPENED],
@@ -259,6 +288,9 @@ class Observer:
             balance="" if forward is None or len(forward.backends) == 1 else forward.balance.value,
             backends=[self._backend(number, label, label in present) for number, label in row.backends],
             datagrams=None if row.protocol is Protocol.TCP else datagrams(cells),
+            handshakes=handshakes(forward, cells),
+            certificates=[] if forward is None else certificates(forward),
+            proxy_failures=proxy_failures(forward, cells),
             rates=self._rates(row.number, -1),
             history=self._history(row.number) if history else None,
         )
@@ -310,6 +342,7 @@ class Observer:
             pipes_short=row[Cell.PIPES_SHORT],
             spliced_bytes=row[Cell.SPLICED],
             copied_bytes=row[Cell.COPIED],
+            tickets_shared=not row[Cell.TICKETS_OWN] if self._accepts_tls() else None,
             loop_lag_seconds=distribution(LAG, row),
         )
 
@@ -319,6 +352,9 @@ class Observer:
         if watched is not None and watched.process.pid == self._board.watch(slot)[WatchCell.PID]:
             return watched
         return None
+
+    def _accepts_tls(self) -> bool:
+        return any(row.forward is not None and row.forward.tls_accept is not None for row in self.rows)
 
     def _running(self, slot: int) -> bool:
         return bool(self._board.watch(slot)[WatchCell.SERVING])
@@ -397,6 +433,50 @@ def datagrams(cells: Sequence[int]) -> Datagrams:
         sent=cells[ForwardCell.DATAGRAMS_SENT],
         dropped={reason: cells[cell] for reason, cell in DROPPED.items()},
     )
+
+
+def encryption(forward: Forward) -> str:
+    """Where a forward has TLS, in a word."""
+    accept, connect = forward.tls_accept is not None, forward.tls_connect is not None
+    return "both" if accept and connect else "accept" if accept else "connect" if connect else "off"
+
+
+def handshakes(forward: Forward | None, cells: Sequence[int]) -> dict[str, Handshakes]:
+    """A row's figures of TLS. A side that has none any more keeps its own: no counter ends."""
+    wanted = (None, None) if forward is None else (forward.tls_accept, forward.tls_connect)
+    found = {}
+    for (side, first), tls in zip(SIDES.items(), wanted, strict=True):
+        of = cells[first : first + SIDE]
+        if tls is not None or any(of):
+            found[side] = Handshakes(
+                versions={version: of[cell] for version, cell in TLS_VERSIONS.items()},
+                resumed=of[TlsCell.RESUMED],
+                failures={reason: of[cell] for reason, cell in TLS_FAILURES.items()},
+                cut=of[TlsCell.CUT],
+            )
+    return found
+
+
+def certificates(forward: Forward) -> list[CertificateStatus]:
+    """Those that a forward shows; a file named twice counts once."""
+    accept, connect = forward.tls_accept, forward.tls_connect
+    shown = [] if accept is None else [("client", each) for each in accept.certificates]
+    if connect is not None and connect.certificate is not None:
+        shown.append(("backend", connect.certificate))
+    found = {(side, _path(each.file)): each.expires for side, each in shown}
+    return [CertificateStatus(side, file, expires) for (side, file), expires in found.items()]
+
+
+def proxy_failures(forward: Forward | None, cells: Sequence[int]) -> dict[str, int] | None:
+    """A row's figures of the PROXY protocol; a forward that does without it by now keeps its own."""
+    found = {reason: cells[cell] for reason, cell in PROXY_FAILURES.items()}
+    wanted = forward is not None and forward.proxy_from
+    return found if wanted or any(found.values()) else None
+
+
+def _path(name: str) -> str:
+    """JSON and labels are UTF-8, a path is bytes."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _figure(sample: Sample, number: int, place: int) -> int:

@@ -8,10 +8,10 @@ a reload takes away and a later one brings back, goes on counting in the same ro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from fastfwd.model import Forward, Protocol
+from fastfwd.model import Certificate, Forward, Protocol
 
 Key = tuple[str, Protocol, str | None]
 """A forward's label, its protocol, and the label of one of its backends; None: the forward itself."""
@@ -26,7 +26,7 @@ class FullError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row's `number` and whose it is. `forward` is None once a reload has taken it away;
+    """A row's `number` and whose it is, without keys. `forward` is None once a reload has taken it away;
     `named` says that it dials a host name; `backends` are the numbers and labels of those it
     has, or had, where there are several."""
 
@@ -104,5 +104,22 @@ def rows(
         label, protocol, _ = each
         serving = present.get(each)
         dials_name = serving is not None and named(serving)
-        found.append(Row(numbers[each], label, protocol, serving, dials_name, tuple(behind.get(each, ()))))
+        shown = None if serving is None else public(serving)
+        found.append(Row(numbers[each], label, protocol, shown, dials_name, tuple(behind.get(each, ()))))
     return found
+
+
+def public(forward: Forward) -> Forward:
+    """`forward` for those who only look: no key, and no certificate but its name and its end."""
+    accept, connect = forward.tls_accept, forward.tls_connect
+    if accept is None and connect is None:
+        return forward
+    if accept is not None:
+        accept = replace(accept, certificates=tuple(map(_public, accept.certificates)))
+    if connect is not None and connect.certificate is not None:
+        connect = replace(connect, certificate=_public(connect.certificate))
+    return replace(forward, tls_accept=accept, tls_connect=connect)
+
+
+def _public(certificate: Certificate) -> Certificate:
+    return replace(certificate, chain=b"", key=b"")

@@ -103,6 +103,8 @@ class Cell(enum.IntEnum):
     COPIED = 13
     SPLICED = 14
     """Bytes moved by either way, both directions."""
+    TICKETS_OWN = 15
+    """1 if the TLS session tickets that it gives are worth nothing to other workers."""
     LAG = 16
     """Histogram: see LAG below."""
 

@@ -58,6 +58,26 @@ class Datagrams:
 
 
 @dataclass(frozen=True, slots=True)
+class Handshakes:
+    """Of TLS with one side: those that succeeded by version, how many of them resumed a session,
+    those that failed by reason, and `cut`, the streams that ended without the peer's close_notify."""
+
+    versions: dict[str, int]
+    resumed: int
+    failures: dict[str, int]
+    cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateStatus:
+    """One that is shown to that `side`, client or backend; the `file` as in the configuration."""
+
+    side: str
+    file: str
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
 class BackendStatus:
     """One of several backends. `configured` is False once a reload has taken it out of the list; `up` is
     False while it is left out; `accepted` are the connections that were given to it first or after
@@ -77,7 +97,9 @@ class BackendStatus:
 @dataclass(frozen=True, slots=True)
 class ForwardStatus:
     """One forward. `configured` is False once a reload has taken it away; `datagrams` is None where
-    it is one of TCP, `backends` are empty where there is only one."""
+    it is one of TCP, `backends` are empty where there is only one. `tls` is off, accept, connect or
+    both; `handshakes` are those of the sides, client and backend, that have TLS, or had it;
+    `proxy_failures` is None where nobody announces clients."""
 
     forward: str
     proto: str
@@ -101,13 +123,17 @@ class ForwardStatus:
     balance: str
     backends: list[BackendStatus]
     datagrams: Datagrams | None
+    handshakes: dict[str, Handshakes]
+    certificates: list[CertificateStatus]
+    proxy_failures: dict[str, int] | None
     rates: Rates | None
     history: History | None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One slot and the worker in it. `pid` 0: there is none."""
+    """One slot and the worker in it. `pid` 0: there is none. `tickets_shared`, whether its TLS session
+    tickets are good for the other workers, is None where no forward has TLS with clients."""
 
     slot: int
     pid: int
@@ -126,6 +152,7 @@ class WorkerStatus:
     pipes_short: int
     spliced_bytes: int
     copied_bytes: int
+    tickets_shared: bool | None
     loop_lag_seconds: Distribution
 
 

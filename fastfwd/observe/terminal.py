@@ -12,7 +12,6 @@ import socket
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from time import localtime, strftime
 from typing import Any, Final
 
@@ -22,6 +21,9 @@ from fastfwd.model import MetricsAddress
 
 TIMEOUT: Final = 5.0
 """Seconds for each step of asking."""
+
+SOON: Final = 14 * 86400
+"""Seconds before a certificate's end from which on it is warned of."""
 
 SHORTEST: Final = 12
 """Characters that are left of a name, however narrow the terminal is."""
@@ -82,7 +84,8 @@ def width() -> int | None:
 
 def text(status: dict[str, Any], width: int | None = None) -> str:
     """The page: a head, what is wrong if anything, a table of forwards, one of the backends of
-    those that have several, one of UDP's datagrams, one of workers; each in so many columns."""
+    those that have several, one of UDP's datagrams, one of TLS, one of PROXY headers, one of workers;
+    each in so many columns."""
     now = status["time"]
     config = status["config"]
     up = f", up {duration(now - status['started'])}" if status["started"] else ""
@@ -96,6 +99,8 @@ def text(status: dict[str, Any], width: int | None = None) -> str:
         _forwards(status, shown, width),
         _backends(shown, width),
         _datagrams(shown, width),
+        _tls(shown, now, width),
+        _proxy(shown, width),
         _workers(status, width),
     ]
     blocks = [head, _warnings(status), *tables]
@@ -111,7 +116,8 @@ def _warnings(status: dict[str, Any]) -> list[str]:
         found.append(f"{missing} of {status['workers_configured']} workers do not serve")
     if status["log"]["dropped"]:
         found.append(f"{status['log']['dropped']} lines of the connection log were lost")
-    found += chain.from_iterable(map(_forward_warnings, status["forwards"]))
+    for each in status["forwards"]:
+        found += _forward_warnings(each) + _certificate_warnings(each, status["time"])
     return [f"! {each}" for each in found]
 
 
@@ -125,6 +131,15 @@ def _forward_warnings(forward: dict[str, Any]) -> list[str]:
         found.append(f"{forward['forward']}: left out of {len(several)} backends: {', '.join(down)}")
     if evicted := forward["closed"]["evicted"]:
         found.append(f"{forward['forward']}: {evicted} flows were evicted (max-udp-connections)")
+    return found
+
+
+def _certificate_warnings(forward: dict[str, Any], now: float) -> list[str]:
+    found = []
+    for each in forward["certificates"]:
+        if (left := each["expires"] - now) < SOON:
+            when = f"expires in {duration(left)}" if left > 0 else "has expired"
+            found.append(f"{forward['forward']}: the certificate {each['file']} {when}")
     return found
 
 
@@ -224,6 +239,46 @@ def _datagrams(shown: list[dict[str, Any]], width: int | None) -> list[str]:
                 str(each["closed"]["evicted"]),
             )
         )
+    return table(columns, rows, width) if rows else []
+
+
+def _tls(shown: list[dict[str, Any]], now: float, width: int | None) -> list[str]:
+    """Nothing if no forward has TLS. The last column is the time that the certificate has left which
+    ends first."""
+    columns = (
+        *(Column("TLS OF", words=True), Column("WITH", words=True), Column("HANDSHAKES")),
+        *(Column("RESUMED", spare=1), Column("FAILED"), Column("CUT", spare=2), Column("CERTIFICATE")),
+    )
+    rows = []
+    for forward in shown:
+        for side, counts in forward["handshakes"].items():
+            ends = [each["expires"] for each in forward["certificates"] if each["side"] == side]
+            rows.append(
+                (
+                    forward["forward"],
+                    f"{side}s",
+                    str(sum(counts["versions"].values())),
+                    str(counts["resumed"]),
+                    str(sum(counts["failures"].values())),
+                    str(counts["cut"]),
+                    "-" if not ends else duration(left) if (left := min(ends) - now) > 0 else "expired",
+                )
+            )
+    return table(columns, rows, width) if rows else []
+
+
+def _proxy(shown: list[dict[str, Any]], width: int | None) -> list[str]:
+    """Nothing if nobody announces clients."""
+    reasons = ("malformed", "stranger", "timeout", "closed")
+    columns = (
+        Column("NO PROXY HEADER FOR", words=True),
+        *(Column(reason.upper()) for reason in reasons),
+    )
+    rows = [
+        (each["forward"], *(str(each["proxy_failures"][reason]) for reason in reasons))
+        for each in shown
+        if each["proxy_failures"] is not None
+    ]
     return table(columns, rows, width) if rows else []
 
 

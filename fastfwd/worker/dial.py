@@ -26,7 +26,7 @@ from fastfwd.worker.access import MAPPED
 from fastfwd.worker.handshake import BOTH_WAYS, Handshake
 from fastfwd.worker.introduction import introduction
 from fastfwd.worker.limits import LOCAL
-from fastfwd.worker.session import READ, READABLE, Session
+from fastfwd.worker.session import READ, READABLE, Session, tls_of
 from fastfwd.worker.sorry import Sorry
 
 if TYPE_CHECKING:
@@ -641,7 +641,9 @@ class Dial:
                     worker.loop.now - self.started,
                     self.serial,
                     self.address,
-                    via=self.announced and self.announced.via,
+                    None,
+                    self.announced and self.announced.via,
+                    tls_of(self.client, self.backend, self.trouble),
                 )
             )
 

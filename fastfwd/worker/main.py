@@ -561,6 +561,7 @@ class Worker:
         row[Cell.PIPES_SHORT] = self._before[Cell.PIPES_SHORT] + self.pool.short
         row[Cell.COPIED] = self._before[Cell.COPIED] + self.tally.copied
         row[Cell.SPLICED] = self._before[Cell.SPLICED] + self.tally.spliced
+        row[Cell.TICKETS_OWN] = not self._contexts.shared_tickets
 
     def _expire_flows(self) -> None:
         for listener in self._udp:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 from fastfwd.model import Outcome
 from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import DURATION, SIDE, ForwardCell, TlsCell
+from fastfwd.observe.tlsfields import Tls
 from fastfwd.relay.ciphering import CUT, Stream
 from fastfwd.relay.pump import BUDGET, DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Pump, release
 
@@ -40,8 +41,9 @@ SENT: Final = int(ForwardCell.SENT)
 CLOSED_LOCAL: Final = int(ForwardCell.CLOSED_LOCAL)
 CLOSED_REMOTE: Final = int(ForwardCell.CLOSED_REMOTE)
 
-CUT_BY_CLIENT: Final = int(ForwardCell.HANDSHAKES + TlsCell.CUT)
-CUT_BY_BACKEND: Final = CUT_BY_CLIENT + SIDE
+CUT_UP: Final = ForwardCell.HANDSHAKES + TlsCell.CUT
+CUT_DOWN: Final = CUT_UP + SIDE
+"""Streams that were cut: a client's, a backend's."""
 
 TIMED_OUT: Final = {
     Outcome.IDLE_TIMEOUT: ForwardCell.CLOSED_IDLE,
@@ -242,8 +244,8 @@ class Session:
             self._sink_broke(pump)
         else:
             pump.verdict = SOURCE_BROKE
-            if pump.error == CUT:
-                self.row[CUT_BY_CLIENT if pump is self.up else CUT_BY_BACKEND] += 1
+            if cut(pump, self._other(pump)):
+                self.row[CUT_UP if pump is self.up else CUT_DOWN] += 1
             self._blame(pump.source)
             if pump.error and pump.error not in PEER_GONE:
                 abort(pump.source)
@@ -296,6 +298,7 @@ class Session:
                     self.address,
                     self.dial_time,
                     self.announced and self.announced.via,
+                    tls_of(self.client, self.backend, None, up, down),
                 )
             )
 
@@ -422,6 +425,28 @@ class Session:
             self.lingering = True
             worker = self.listener.worker
             worker.lingering.add(self, worker.loop.now)
+
+
+def cut(pump: Pump, other: Pump) -> bool:
+    """Whether what `pump` has taken is but a part: its source broke off although `other`, the opposite
+    direction, goes on. Who has been told of the end may go without a farewell (RFC 8446, 6.1)."""
+    return pump.error == CUT and pump.verdict == SOURCE_BROKE and other.verdict < END
+
+
+def tls_of(client: Side, backend: Side | None, trouble: str | None, *pumps: Pump) -> Tls | None:
+    """What the log may say of TLS of these two and of the `pumps` between them; None if there is none."""
+    if type(client) is not Stream and type(backend) is not Stream and trouble is None:
+        return None
+    return Tls(
+        client.tls if type(client) is Stream else None,
+        backend.tls if type(backend) is Stream else None,
+        trouble,
+        tuple(
+            "client" if pump.source is client else "backend"
+            for pump, other in zip(pumps, pumps[::-1], strict=True)
+            if cut(pump, other)
+        ),
+    )
 
 
 def announce(pump: Pump, mask: int) -> None:

@@ -80,7 +80,11 @@ def test_every_option_is_another_than_by_default(lines: Config) -> None:
     """The same; two of them end in the backends, and a file is its content. (TLS has tests of its own,
     for a key is nothing that could lie here.)"""
     names = {option.field for option in OPTIONS.values()} - {"dns_refresh", "sorry_file"} | {"sorry"}
-    names -= {*ACCEPT, *CONNECT, *BOTH, "tls_accept", "tls_connect", "handshake_timeout"} | {"proxy_from", "send_proxy", "transparent"}
+    names -= {*ACCEPT, *CONNECT, *BOTH, "tls_accept", "tls_connect", "handshake_timeout"} | {
+        "proxy_from",
+        "send_proxy",
+        "transparent",
+    }
     assert _said(lines.forwards, Forward, names) == names
     dns = next(each for each in lines.forwards if each.label == "dns")
     assert dns.backends[0].dns_refresh == 60

@@ -6,6 +6,7 @@ kills, reloads or stops a program does it to one of its own.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+import trustme
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -479,6 +481,48 @@ def test_outcomes_have_a_text(page: Page, site: Site) -> None:
     page.open(site.url)
     spoken = page.text(f"{cell('www', 'outcomes')} .spoken")
     assert spoken.startswith("1 closed: done-local-closed 0, done-remote-closed 1")
+
+
+def secure_site(forwarder: StartForwarder, backend: StartServer, directory: Path, seconds: float) -> Site:
+    """A program whose forward `www` has TLS with its clients, by a certificate that ends so soon."""
+    ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
+    made = trustme.CA().issue_cert("localhost", not_after=ends)
+    file = directory / "www.pem"
+    file.write_bytes(made.private_key_and_cert_chain_pem.bytes())
+    file.chmod(0o600)
+    ports, server = {"www": free_port()}, backend(echo)
+    options = f"name=www, tls-accept, cert={file}"
+    return Site(forwarder(f"{HOST} {ports['www']} {server.host} {server.port} [{options}]\n{METRICS}"), ports)
+
+
+def test_tls_is_said_of_a_forward(
+    page: Page, forwarder: StartForwarder, backend: StartServer, tmp_path: Path
+) -> None:
+    """With whom, how many handshakes failed, and when the certificate ends."""
+    started = secure_site(forwarder, backend, tmp_path, 90 * 86400 + 60)
+    with connect(started.address("www")) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        read_to_end(client)
+    page.open(started.url)
+    page.wait(f"{cell('www', 'forward')} .badge", "TLS with clients")
+    page.wait(cell("www", "failures"), "1 TLS")
+    page.find(f"{cell('www', 'forward')} .opener").send_keys(Keys.ENTER)
+    details = page.text("#forwards .details")
+    assert "failed: not tls1" in details
+    assert ", in 90 d" in details
+    assert page.text("#warnings") == ""
+    assert page.complaints() == []
+
+
+def test_a_certificate_that_ends_is_an_alarm(
+    page: Page, forwarder: StartForwarder, backend: StartServer, tmp_path: Path
+) -> None:
+    """A warning while it has days or seconds left; then an alarm, in words and beside the name."""
+    started = secure_site(forwarder, backend, tmp_path, 8)
+    page.open(started.url)
+    page.wait("#warnings .warn", f"The certificate {tmp_path}/www.pem of www expires in ")
+    page.wait("#warnings .alarm", f"The certificate {tmp_path}/www.pem of www has expired.")
+    page.wait(f"{cell('www', 'forward')} .badge.alarm", "certificate has expired")
 
 
 def now(site: Site) -> float:

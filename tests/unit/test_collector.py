@@ -16,10 +16,12 @@ from prometheus_client.openmetrics import parser as openmetrics
 from fastfwd.observe.collector import METRICS, Metric, StatusCollector
 from fastfwd.observe.status import (
     BackendStatus,
+    CertificateStatus,
     ConfigStatus,
     Datagrams,
     Distribution,
     ForwardStatus,
+    Handshakes,
     Queue,
     Status,
     Totals,
@@ -28,13 +30,14 @@ from fastfwd.observe.status import (
 
 LABELS = {
     *("forward", "proto", "listen", "target", "tls", "reason", "outcome"),
-    *("slot", "state", "mode", "version", "python_version", "backend"),
+    *("slot", "state", "mode", "version", "python_version", "backend", "side", "file"),
 }
 """Every label there may be. A client's address is in none of them."""
 
 OUTCOMES = [
     *("done-local-closed", "done-remote-closed", "local-socket-failed"),
     *("local-bind-failed", "local-connect-failed", "worker-died"),
+    *("remote-tls-failed", "local-tls-failed", "remote-proxy-failed"),
 ]
 
 Parse = Callable[[str], Iterable[Family]]
@@ -65,7 +68,7 @@ def forward(label: str, *, configured: bool = True, **changes: object) -> Forwar
         connects=22,
         connect_failures={
             **{"refused": 5, "timeout": 6, "unreachable": 7},
-            **{"reset": 8, "resolve": 9, "local": 10},
+            **{"reset": 8, "resolve": 9, "local": 10, "tls": 11},
         },
         connect_seconds=Distribution(0.75, 7, [(0.0005, 1), (1, 4), (10, 6)]),
         duration_seconds=Distribution(12.5, 9, [(0.01, 0), (43200, 9)]),
@@ -74,6 +77,9 @@ def forward(label: str, *, configured: bool = True, **changes: object) -> Forwar
         balance="",
         backends=[],
         datagrams=None,
+        handshakes={},
+        certificates=[],
+        proxy_failures=None,
         rates=None,
         history=None,
     )
@@ -100,6 +106,7 @@ def worker(slot: int, **changes: object) -> WorkerStatus:
         pipes_short=5,
         spliced_bytes=6,
         copied_bytes=7,
+        tickets_shared=True,
         loop_lag_seconds=Distribution(0.2, 100, [(0.0005, 97), (2.5, 100)]),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
@@ -133,9 +140,25 @@ BEHIND = [
     BackendStatus("two", True, False, 51, 52, 53, 54, 55, {"refused": 56}),
 ]
 
+GREETED = {
+    "client": Handshakes({"TLSv1.2": 61, "TLSv1.3": 62}, 63, {"timeout": 64, "not_tls": 65}, 66),
+    "backend": Handshakes({"TLSv1.2": 71, "TLSv1.3": 72}, 73, {"certificate": 74}, 75),
+}
+SHOWN = [
+    CertificateStatus("client", "/etc/web.pem", 1790500000),
+    CertificateStatus("client", "/etc/old.pem", 1789000000),
+]
+
 BUSY = status(
     forward("db", dns_last_success=1789991234.5),
     forward("127.0.0.1:2001/tcp", backends=BEHIND),
+    forward(
+        *("safe",),
+        tls="both",
+        handshakes=GREETED,
+        certificates=SHOWN,
+        proxy_failures={"malformed": 80, "stranger": 81, "timeout": 82, "closed": 83},
+    ),
     forward(
         "dns", proto="udp", queues=[], datagrams=Datagrams(30, 31, {"queue": 32, "backend": 33, "client": 34})
     ),
@@ -324,7 +347,7 @@ def test_only_names_have_a_last_look_up() -> None:
 def test_a_removed_forward_has_no_info() -> None:
     """Joins show what is configured now."""
     shown = collected(BUSY)["fastfwd_forward_info"].samples
-    assert [sample.labels["forward"] for sample in shown] == ["db", "127.0.0.1:2001/tcp", "dns"]
+    assert [sample.labels["forward"] for sample in shown] == ["db", "127.0.0.1:2001/tcp", "safe", "dns"]
 
 
 def test_a_removed_forward_keeps_its_counters() -> None:
@@ -343,6 +366,54 @@ def test_queues_are_by_slot() -> None:
     for slot, (length, limit) in enumerate([(11, 4096), (12, 4095)]):
         assert value(BUSY, "fastfwd_listener_queue_length", forward="db", slot=str(slot)) == length
         assert value(BUSY, "fastfwd_listener_queue_limit", forward="db", slot=str(slot)) == limit
+
+
+# TLS.
+
+TLS_METRICS = [
+    metric.name for metric in METRICS if metric.name.startswith(("fastfwd_tls_", "fastfwd_proxy_"))
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "figure"),
+    [
+        ("fastfwd_tls_handshakes_total", {"side": "client", "version": "TLSv1.3"}, 62),
+        ("fastfwd_tls_handshakes_total", {"side": "backend", "version": "TLSv1.2"}, 71),
+        ("fastfwd_tls_handshakes_resumed_total", {"side": "backend"}, 73),
+        ("fastfwd_tls_handshake_failures_total", {"side": "client", "reason": "not_tls"}, 65),
+        ("fastfwd_tls_handshake_failures_total", {"side": "backend", "reason": "certificate"}, 74),
+        ("fastfwd_tls_streams_cut_total", {"side": "client"}, 66),
+        (
+            "fastfwd_tls_certificate_expiry_timestamp_seconds",
+            {"side": "client", "file": "/etc/web.pem"},
+            1790500000,
+        ),
+        ("fastfwd_proxy_header_failures_total", {"reason": "stranger"}, 81),
+    ],
+)
+def test_tls_of_a_forward(name: str, labels: dict[str, str], figure: int) -> None:
+    """Each figure of each side is where its labels say."""
+    assert value(BUSY, name, forward="safe", **labels) == figure
+
+
+@pytest.mark.parametrize("name", TLS_METRICS)
+def test_tls_only_where_it_is(name: str) -> None:
+    """A forward without TLS, and without the PROXY protocol, has no series of them."""
+    shown = collected(BUSY)[name.removesuffix("_total")].samples
+    assert {sample.labels.get("forward", "safe") for sample in shown} == {"safe"}
+
+
+def test_dials_that_failed_for_tls() -> None:
+    """The reason of a backend that cannot be trusted."""
+    assert value(BUSY, "fastfwd_backend_connect_failures_total", forward="db", backend="", reason="tls") == 11
+
+
+def test_tickets_without_tls() -> None:
+    """Where no client comes by TLS nobody gives tickets, and nothing is said of them."""
+    shown = status(workers=(worker(0, tickets_shared=None), worker(1, tickets_shared=False)))
+    samples_of = collected(shown)["fastfwd_tls_session_tickets_shared"].samples
+    assert [(sample.labels["slot"], sample.value) for sample in samples_of] == [("1", 0)]
 
 
 # Histograms.

@@ -157,8 +157,8 @@ def test_words(outcome: Outcome) -> None:
             "evicted",
             "over-rate",
             "over-client-rate",
-            "remote-proxy-failed -",
         ),
+        *("remote-tls-failed -", "local-tls-failed -", "remote-proxy-failed -"),
     }
     last = line(DONE._replace(outcome=outcome)).rstrip("\n").split("\t")[-1]
     assert last in words

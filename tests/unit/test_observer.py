@@ -6,11 +6,12 @@ import os
 import resource
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import orjson
 import pytest
 
-from fastfwd.model import Backend, Endpoint, Forward, Origin, Protocol
+from fastfwd.model import Backend, Certificate, Endpoint, Forward, Origin, Protocol, TlsAccept, TlsConnect
 from fastfwd.observe.observer import LATE, OUTCOMES, Observer, distribution
 from fastfwd.observe.rows import Row
 from fastfwd.observe.scoreboard import (
@@ -25,9 +26,11 @@ from fastfwd.observe.scoreboard import (
     Scoreboard,
     State,
     SupervisorCell,
+    TlsCell,
+    TlsFailure,
     WatchCell,
 )
-from fastfwd.observe.status import ForwardStatus, Rates, WorkerStatus
+from fastfwd.observe.status import CertificateStatus, ForwardStatus, Handshakes, Rates, WorkerStatus
 from tests.deadline import until
 from tests.unit.accepting import accepting
 
@@ -427,7 +430,7 @@ def test_figures_are_over_all_slots(board: Scoreboard, observer: Observer) -> No
     assert found.connects == 11
     assert set(found.closed.values()) == set(found.denied.values()) == {11}
     assert set(found.connect_failures.values()) == {11}
-    assert found.active == 200 - 10 * 11
+    assert found.active == 200 - 13 * 11
     assert [(queue.slot, queue.length, queue.limit) for queue in found.queues] == [(0, 1, 1), (1, 10, 10)]
 
 
@@ -445,6 +448,9 @@ def test_figures_are_over_all_slots(board: Scoreboard, observer: Observer) -> No
                 "idle-timeout": ForwardCell.CLOSED_IDLE,
                 "half-close-timeout": ForwardCell.CLOSED_HALF_CLOSED,
                 "evicted": ForwardCell.CLOSED_EVICTED,
+                "remote-tls-failed": ForwardCell.CLOSED_REMOTE_TLS,
+                "local-tls-failed": ForwardCell.CLOSED_LOCAL_TLS,
+                "remote-proxy-failed": ForwardCell.CLOSED_PROXY,
                 "worker-died": ForwardCell.CLOSED_DIED,
             },
         ),
@@ -460,6 +466,15 @@ def test_figures_are_over_all_slots(board: Scoreboard, observer: Observer) -> No
             },
         ),
         (
+            "proxy_failures",
+            {
+                "malformed": ForwardCell.PROXY_MALFORMED,
+                "stranger": ForwardCell.PROXY_STRANGER,
+                "timeout": ForwardCell.PROXY_TIMEOUT,
+                "closed": ForwardCell.PROXY_CLOSED,
+            },
+        ),
+        (
             "connect_failures",
             {
                 "refused": ForwardCell.REFUSED,
@@ -468,6 +483,7 @@ def test_figures_are_over_all_slots(board: Scoreboard, observer: Observer) -> No
                 "reset": ForwardCell.RESET,
                 "resolve": ForwardCell.RESOLVE,
                 "local": ForwardCell.LOCAL,
+                "tls": ForwardCell.TLS,
             },
         ),
     ],
@@ -481,6 +497,76 @@ def test_every_word_has_its_cell(
     ).cast("Q")
     board.forward(0, 0)[ForwardCell.ACCEPTED] = 10**6
     assert getattr(forward(observer), words) == {word: int(cell) for word, cell in cells.items()}
+
+
+@pytest.mark.parametrize(("side", "first"), [("client", 72), ("backend", 84)])
+def test_every_word_of_tls_has_its_cell(board: Scoreboard, observer: Observer, side: str, first: int) -> None:
+    """So it is on both sides; each begins where workers count its handshakes."""
+    board.forward(0, 0)[:] = memoryview(
+        b"".join(each.to_bytes(8, "little") for each in range(FORWARD_ROW))
+    ).cast("Q")
+    assert forward(observer).handshakes[side] == Handshakes(
+        versions={"TLSv1.2": first + TlsCell.VERSION_12, "TLSv1.3": first + TlsCell.VERSION_13},
+        resumed=first + TlsCell.RESUMED,
+        failures={each.name.lower(): first + each for each in TlsFailure},
+        cut=first + TlsCell.CUT,
+    )
+
+
+CERTIFICATE = Certificate("web.pem", "web.key", b"chain", b"secret", ("example.org",), 1790000000)
+
+
+def encrypted(accept: TlsAccept | None = None, connect: TlsConnect | None = None) -> Row:
+    """The row of forward `a` with TLS."""
+    plain = row(0, "a")
+    assert plain.forward is not None
+    return replace(plain, forward=replace(plain.forward, tls_accept=accept, tls_connect=connect))
+
+
+@pytest.mark.parametrize(
+    ("shown", "word", "sides"),
+    [
+        (encrypted(), "off", []),
+        (encrypted(TlsAccept((CERTIFICATE,))), "accept", ["client"]),
+        (encrypted(None, TlsConnect()), "connect", ["backend"]),
+        (encrypted(TlsAccept((CERTIFICATE,)), TlsConnect()), "both", ["client", "backend"]),
+    ],
+    ids=["off", "accept", "connect", "both"],
+)
+def test_where_a_forward_has_tls(observer: Observer, shown: Row, word: str, sides: list[str]) -> None:
+    """In a word, and with figures of those sides alone."""
+    observer.rows = [shown]
+    found = forward(observer)
+    assert (found.tls, list(found.handshakes)) == (word, sides)
+
+
+def test_handshakes_of_a_forward_that_is_gone(board: Scoreboard, observer: Observer) -> None:
+    """No counter ends because a reload took its forward away."""
+    board.forward(0, 1)[ForwardCell.HANDSHAKES + TlsFailure.NOT_TLS] = 3
+    observer.rows = [row(0, "a", gone=True)]
+    found = forward(observer)
+    assert (found.tls, list(found.handshakes)) == ("off", ["client"])
+    assert found.handshakes["client"].failures["not_tls"] == 3
+
+
+def test_certificates_of_a_forward(observer: Observer) -> None:
+    """Those that it shows to either side, each once, with their end; also one whose name is no text."""
+    odd = replace(CERTIFICATE, file="old\udcff.pem", expires=7)
+    accept = TlsAccept((CERTIFICATE, CERTIFICATE, odd))
+    observer.rows = [encrypted(accept, TlsConnect(certificate=CERTIFICATE))]
+    assert forward(observer).certificates == [
+        CertificateStatus("client", "web.pem", 1790000000),
+        CertificateStatus("client", "old\ufffd.pem", 7),
+        CertificateStatus("backend", "web.pem", 1790000000),
+    ]
+
+
+def test_tickets_are_told_of_where_there_are_some(board: Scoreboard, observer: Observer) -> None:
+    """Each worker says whether its own are good for the others; without TLS with clients there are none."""
+    board.row(1)[Cell.TICKETS_OWN] = 1
+    assert [each.tickets_shared for each in observer.status().workers] == [None, None]
+    observer.rows = [encrypted(TlsAccept((CERTIFICATE,)))]
+    assert [each.tickets_shared for each in observer.status().workers] == [True, False]
 
 
 def test_every_end_has_a_word() -> None:
@@ -724,12 +810,13 @@ def test_the_status_as_json_has_the_documented_fields(observer: Observer) -> Non
         *("forward", "proto", "listen", "target", "tls", "configured", "accepted", "opened", "active"),
         *("denied", "closed", "received_bytes", "sent_bytes", "connects", "connect_failures"),
         *("connect_seconds", "duration_seconds", "dns_last_success", "queues"),
-        *("balance", "backends", "datagrams", "rates", "history"),
+        *("balance", "backends", "datagrams", "handshakes", "certificates", "proxy_failures"),
+        *("rates", "history"),
     ]
     assert list(shown["workers"][0]) == [
         *("slot", "pid", "running", "started", "heartbeat", "sessions", "open_fds", "max_fds"),
         *("memory_bytes", "cpu_seconds", "cpu_load", "restarts", "accept_paused_seconds", "pipes"),
-        *("pipes_short", "spliced_bytes", "copied_bytes", "loop_lag_seconds"),
+        *("pipes_short", "spliced_bytes", "copied_bytes", "tickets_shared", "loop_lag_seconds"),
     ]
 
 

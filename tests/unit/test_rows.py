@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfwd.model import Backend, Endpoint, Forward, Origin, Protocol
+from fastfwd.model import Backend, Certificate, Endpoint, Forward, Origin, Protocol, TlsAccept, TlsConnect
 from fastfwd.observe.rows import FullError, Key, Row, assign, key, rows
 
 
@@ -263,3 +265,15 @@ def test_a_shared_row_is_shown_once() -> None:
     twins = [forward("a", line=1), forward("a", line=2)]
     [row] = rows(assign({}, twins, 9, never), twins, lambda each: False)
     assert row.forward is twins[0]
+
+
+def test_a_row_has_no_key() -> None:
+    """The exporter, which anybody may ask, is told when a certificate ends, and gets no secret."""
+    shown = Certificate("web.pem", "web.key", b"a chain", b"a secret", ("example.org",), 1790000000)
+    plain = forward("a")
+    serving = replace(plain, tls_accept=TlsAccept((shown,)), tls_connect=TlsConnect(certificate=shown))
+    found = rows(assign({}, [serving], 9, never), [serving], lambda each: False)
+    assert b"a secret" not in pickle.dumps(found)
+    assert found[0].forward is not None
+    assert found[0].forward.tls_accept is not None
+    assert found[0].forward.tls_accept.certificates == (replace(shown, chain=b"", key=b""),)

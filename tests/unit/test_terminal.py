@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
-from fastfwd.model import Backend, Endpoint, Forward, Origin, Protocol
+from fastfwd.model import Backend, Certificate, Endpoint, Forward, Origin, Protocol, TlsAccept, TlsConnect
 from fastfwd.observe.observer import Observer
 from fastfwd.observe.rows import Row
-from fastfwd.observe.scoreboard import Cell, ForwardCell, Scoreboard, SupervisorCell, WatchCell
+from fastfwd.observe.scoreboard import (
+    SIDE,
+    Cell,
+    ForwardCell,
+    Scoreboard,
+    SupervisorCell,
+    TlsCell,
+    TlsFailure,
+    WatchCell,
+)
 from fastfwd.observe.terminal import Column, duration, size, table, text
 
 FORWARD = Forward(
@@ -227,6 +238,54 @@ def test_evicted_flows_are_said(board: Scoreboard) -> None:
     assert lines(shown, "! ") == ["! dns: 2 flows were evicted (max-udp-connections)"]
 
 
+DAY = 86400
+
+
+def secure(*left: float) -> Row:
+    """A forward with TLS on both sides, whose certificates for clients have so many seconds left."""
+    now = time.time()
+    shown = tuple(Certificate(f"{place}.pem", "", expires=int(now + each)) for place, each in enumerate(left))
+    both = replace(FORWARD, tls_accept=TlsAccept(shown), tls_connect=TlsConnect(), proxy_from=("::1",))
+    return Row(0, "web", Protocol.TCP, both)
+
+
+def test_tls_has_a_table(board: Scoreboard) -> None:
+    """A line for each side: handshakes, those resumed, those failed, streams cut; what is left of time."""
+    cells = board.forward(0, 0)
+    for first, figure in ((ForwardCell.HANDSHAKES, 1), (ForwardCell.HANDSHAKES + SIDE, 100)):
+        cells[first + TlsCell.VERSION_12] = cells[first + TlsCell.VERSION_13] = figure
+        cells[first + TlsCell.RESUMED] = 3 * figure
+        cells[first + TlsFailure.OTHER] = 4 * figure
+        cells[first + TlsCell.CUT] = 5 * figure
+    shown = text(status(board, secure(60 * DAY + 3700, 90 * DAY)))
+    assert lines(shown, "web")[1:3] == ["web clients 2 3 4 5 60 d 1 h", "web backends 200 300 400 500 -"]
+    assert lines(shown, "! ") == []
+
+
+def test_clients_without_a_proxy_header_have_a_table(board: Scoreboard) -> None:
+    """By what was wrong."""
+    for figure, reason in enumerate(("MALFORMED", "STRANGER", "TIMEOUT", "CLOSED"), 3):
+        board.forward(0, 0)[ForwardCell[f"PROXY_{reason}"]] = figure
+    assert "web 3 4 5 6" in lines(text(status(board, secure())), "web")
+
+
+def test_a_plain_forward_has_no_table_of_tls(board: Scoreboard) -> None:
+    """Nor one of PROXY headers."""
+    shown = text(status(board, Row(0, "web", Protocol.TCP, FORWARD)))
+    assert "TLS" not in shown
+    assert "PROXY" not in shown
+
+
+def test_a_certificate_that_ends_soon_is_said(board: Scoreboard) -> None:
+    """From fourteen days on, by its file; and one that has ended."""
+    shown = text(status(board, secure(-1, 13 * DAY + 3700, 15 * DAY)))
+    assert lines(shown, "! ") == [
+        "! web: the certificate 0.pem has expired",
+        "! web: the certificate 1.pem expires in 13 d 1 h",
+    ]
+    assert lines(shown, "web")[1].endswith(" expired")
+
+
 def test_80_columns_are_enough(board: Scoreboard, spread: Row) -> None:
     """For every table, whatever the names are, with figures of a busy program."""
     long = "n" * 1000
@@ -234,6 +293,7 @@ def test_80_columns_are_enough(board: Scoreboard, spread: Row) -> None:
     cells[ForwardCell.ACCEPTED] = 10**9
     cells[ForwardCell.RECEIVED] = cells[ForwardCell.SENT] = 10**15
     cells[ForwardCell.DATAGRAMS_RECEIVED] = cells[ForwardCell.DATAGRAMS_SENT] = 10**10
+    cells[ForwardCell.HANDSHAKES] = cells[ForwardCell.PROXY_CLOSED] = 10**9
     rows = (Row(0, long, Protocol.UDP, SPREAD, backends=((1, f"1{long}"), (2, f"2{long}"))),)
     shown = [line for line in text(status(board, *rows), 80).splitlines() if not line.startswith("/etc")]
     assert max(map(len, shown)) <= 80
