@@ -1,0 +1,1 @@
+"""A stunnel.conf to forwards, for who changes over. No part of the forwarder, which never imports it."""
