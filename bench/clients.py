@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -33,6 +34,9 @@ STAMP = struct.Struct("=d")
 STAMPED = struct.Struct(f"=d{LENGTH - STAMP.size}x")
 """A datagram: its stamp, and nothing."""
 
+UNVERIFIED = ssl._create_unverified_context()
+"""Of the clients that speak TLS: whom they speak with is known."""
+
 MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 
@@ -47,13 +51,15 @@ class Requests:
     p99: float
 
 
-def requests(port: int, connections: int, seconds: float, *, close: bool = False) -> Requests:
+def requests(
+    port: int, connections: int, seconds: float, *, close: bool = False, tls: bool = False
+) -> Requests:
     """Ask for the small file over `connections` connections for about `seconds` (whole ones);
-    with `close`, over a new connection each time."""
+    with `close`, over a new connection each time; with `tls`, in TLS."""
     command = [needed("wrk"), "--latency", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
     if close:
         command += ["-H", "Connection: close"]
-    said = run([*command, f"http://{HOST}:{port}/small"], seconds)
+    said = run([*command, f"http{'s' * tls}://{HOST}:{port}/small"], seconds)
     if errors := re.findall(r"Socket errors.*|Non-2xx.*", said):
         print(f"\nwrk on port {port}: {'; '.join(errors)}", file=sys.stderr)
     found = re.search(r"(\d+) requests in ([0-9.]+)(us|ms|s|m)", said)
@@ -214,11 +220,38 @@ def returns(port: int) -> bool:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class Handshakes:
+    """Connections with one request each: how many, and `rate` per second."""
+
+    count: int
+    rate: float
+
+
+def handshakes(port: int, clients: int, seconds: float, *, resume: bool) -> Handshakes:
+    """Make connections with TLS, ask for the small file on each, and close it, for `seconds` (whole
+    ones) and up to one more, by `clients` processes that do so one after the other; with `resume`
+    each takes up its own first session again. (wrk cannot: whether it resumes one depends on how
+    the server has closed.)"""
+    how, duration = ("-reuse" if resume else "-new"), str(max(1, round(seconds)))
+    command = [needed("openssl"), "s_time", "-connect", f"{HOST}:{port}", how, "-time", duration]
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        done = [pool.submit(run, [*command, "-www", "/small"], seconds) for _ in range(clients)]
+    took = time.perf_counter() - begun
+    said = [each.result() for each in done]
+    counts = [int(number) for text in said for number in re.findall(r"(\d+) connections in .* real", text)]
+    if len(counts) != clients or not all(counts):
+        raise RuntimeError(f"no connections in what s_time says: {said[0]}")
+    return Handshakes(sum(counts), sum(counts) / took)
+
+
 @contextmanager
-def idle(port: int, backend: int, count: int) -> Iterator[None]:
+def idle(port: int, backend: int, count: int, *, tls: bool = False, after: str = "") -> Iterator[None]:
     """`count` connections to `port` that say nothing, from when all of them, and no others,
-    are at the backend's port `backend`. Raises RuntimeError if they are not all there
-    when the block ends."""
+    are at the backend's port `backend`; with `tls` they have done a handshake, and have asked for
+    and got the file `after`, if there is one. Raises RuntimeError if they are not all there when
+    the block ends."""
 
     def arrived() -> int:
         return sockets(ESTABLISHED).count(backend)
@@ -226,13 +259,37 @@ def idle(port: int, backend: int, count: int) -> Iterator[None]:
     wait(lambda: not arrived(), f"nobody is connected to port {backend}")
     with ExitStack() as stack:
         for number in range(count):
-            stack.enter_context(socket.create_connection((HOST, port), PATIENCE))
+            connection = socket.create_connection((HOST, port), PATIENCE)
+            if tls:
+                connection = encrypted(connection)
+            stack.enter_context(connection)
+            if after:
+                fetch(connection, after)
             if number % BATCH == BATCH - 1:
                 wait(lambda: not queued(port), f"somebody takes connections to port {port}", 0.001)
         wait(lambda: arrived() == count, f"{count} connections through port {port} reach the backend", 0.1)
         yield
         if (left := arrived()) < count:
             raise RuntimeError(f"of {count} idle connections {left} are left")
+
+
+def encrypted(connection: socket.socket) -> ssl.SSLSocket:
+    """TLS on a connection, which it takes over, whoever the server is. Raises OSError."""
+    try:
+        return UNVERIFIED.wrap_socket(connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def fetch(connection: socket.socket, file: str) -> None:
+    """Ask for a file and read it to its last byte; the connection stays open."""
+    connection.sendall(f"GET /{file} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+    with connection.makefile("rb") as answer:
+        headers = "".join(line.decode() for line in iter(answer.readline, b"\r\n"))
+        length = re.search(r"^Content-Length: (\d+)", headers, re.MULTILINE)
+        if length is None or len(answer.read(int(length[1]))) < int(length[1]):
+            raise RuntimeError(f"no file in the answer: {headers}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,14 +302,15 @@ class Asked:
     took: float
 
 
-def ask(port: int, source: str = HOST, seconds: float = 5) -> Asked:
-    """Connect from the address `source`, ask for the small file, and read to the end; each step
-    may take `seconds`."""
+def ask(port: int, source: str = HOST, seconds: float = 5, *, tls: bool = False) -> Asked:
+    """Connect from the address `source`, with TLS if `tls`, ask for the small file, and read to the
+    end; each step may take `seconds`."""
     begun = time.perf_counter()
     answer = b""
     connected = 0.0
     try:
-        with socket.create_connection((HOST, port), seconds, (source, 0)) as connection:
+        plain = socket.create_connection((HOST, port), seconds, (source, 0))
+        with encrypted(plain) if tls else plain as connection:
             connected = time.perf_counter() - begun
             connection.sendall(b"GET /small HTTP/1.0\r\n\r\n")
             while data := connection.recv(4096):

@@ -46,7 +46,8 @@ class Setup:
     `log` in the contender's directory; `denied` is a number of deny rules that match no client
     of a measurement; `reloadable` asks for the way of running in which a signal makes the
     program read its configuration again; `metrics` is the port of the exporter, which only
-    fastfwd has."""
+    fastfwd has. With `certificate`, a file that has one and its key, clients speak TLS; with
+    `authority`, a file with the certificate that vouches for it, the targets do."""
 
     forwards: tuple[tuple[int, int], ...]
     protocol: str = "tcp"
@@ -54,6 +55,8 @@ class Setup:
     denied: int = 0
     reloadable: bool = False
     metrics: int | None = None
+    certificate: Path | None = None
+    authority: Path | None = None
 
     def denied_patterns(self) -> list[str]:
         """What the deny rules name, in rinetd's form: by turns an address and a network of 256,
@@ -200,7 +203,12 @@ def rinetd_lines(directory: Path, setup: Setup) -> str:
     lines = [f"pidlogfile {directory}/pid"]
     lines += [f"deny {pattern}" for pattern in setup.denied_patterns()]
     suffix = "/udp" if setup.protocol == "udp" else ""
-    lines += [f"{HOST} {port}{suffix} {HOST} {target}{suffix}" for port, target in setup.forwards]
+    options = ""
+    if setup.certificate:
+        options = f" [tls-accept, cert={setup.certificate}, tls-min=1.3]"
+    if setup.authority:
+        options = f" [tls-connect, server-ca={setup.authority}, tls-min=1.3]"
+    lines += [f"{HOST} {port}{suffix} {HOST} {target}{suffix}{options}" for port, target in setup.forwards]
     if setup.log in {"tab", "common"}:
         lines.append(f"logfile {directory}/log")
     if setup.log == "common":
@@ -252,9 +260,14 @@ defaults
         if setup.denied:
             (directory / "denied").write_text("\n".join(setup.denied_networks()) + "\n")
             rule = f"    tcp-request connection reject if {{ src -f {directory}/denied }}\n"
+        bind, server = "backlog 4096", ""
+        if setup.certificate:
+            bind += f" ssl crt {setup.certificate} ssl-min-ver TLSv1.3"
+        if setup.authority:
+            server = f" ssl verify required ca-file {setup.authority} ssl-min-ver TLSv1.3"
         for port, target in setup.forwards:
             text += (
-                f"listen {port}\n    bind {HOST}:{port} backlog 4096\n{rule}    server s {HOST}:{target}\n"
+                f"listen {port}\n    bind {HOST}:{port} {bind}\n{rule}    server s {HOST}:{target}{server}\n"
             )
         (directory / "haproxy.cfg").write_text(text)
         if setup.log:
@@ -306,6 +319,41 @@ def socat(directory: Path, setup: Setup) -> Commands:
         [program, f"TCP4-LISTEN:{port},bind={HOST},fork,reuseaddr,backlog=4096", f"TCP4:{HOST}:{target}"]
         for port, target in setup.forwards
     ]
+
+
+def stunnel(directory: Path, setup: Setup) -> Commands:
+    """stunnel as a server or as a client, which has a thread for every connection."""
+    if setup.authority:
+        ours = f"client = yes\nCAfile = {setup.authority}\nverifyChain = yes\n"
+    else:
+        ours = f"cert = {setup.certificate}\n"
+    text = "foreground = yes\npid =\nsyslog = no\ndebug = crit\nsslVersionMin = TLSv1.3\n"
+    for port, target in setup.forwards:
+        text += f"[{port}]\naccept = {HOST}:{port}\nconnect = {HOST}:{target}\n{ours}"
+    (directory / "stunnel.conf").write_text(text)
+    return [[needed("stunnel4"), directory / "stunnel.conf"]]
+
+
+def hitch(directory: Path, setup: Setup) -> Commands:
+    """hitch with one worker, which is not root: it knows one backend, so there is one process per
+    forward."""
+    commands: Commands = []
+    for port, target in setup.forwards:
+        path = directory / f"hitch-{port}.conf"
+        path.write_text(f"""
+            frontend = "[{HOST}]:{port}"
+            backend = "[{HOST}]:{target}"
+            pem-file = "{setup.certificate}"
+            workers = 1
+            backlog = 4096
+            tls-protos = TLSv1.3
+            daemon = off
+            syslog = off
+            log-level = 0
+            {"" if os.geteuid() else 'user = "nobody"'}
+        """)
+        commands.append([needed("hitch"), f"--config={path}"])
+    return commands
 
 
 def said(pattern: str, *command: str) -> Callable[[], str]:
@@ -372,7 +420,7 @@ def a_fastfwd(workers: int) -> Contender:
         None,
         fastfwd(workers),
         own_version,
-        references=("rinetd", f"haproxy-{workers}", f"haproxy+splice-{workers}"),
+        references=("rinetd", "stunnel4", "hitch", f"haproxy-{workers}", f"haproxy+splice-{workers}"),
     )
 
 
@@ -391,6 +439,18 @@ CONTENDERS: dict[str, Contender] = {
         an_haproxy(4),
         NginxStream("nginx", "nginx stream", "nginx", 1, "nginx", nginx_stream, nginx_version),
         Contender("socat", "socat", "socat", 1, "socat", socat, said(r"version ([0-9.]+)", "socat", "-V")),
+        Contender(
+            "stunnel4",
+            "stunnel",
+            "stunnel",
+            1,
+            "stunnel4",
+            stunnel,
+            said(r"stunnel ([0-9.]+)", "stunnel4", "-version"),
+        ),
+        Contender(
+            "hitch", "hitch", "hitch", 1, "hitch", hitch, said(r"hitch ([0-9.]+)", "hitch", "--version")
+        ),
         a_fastfwd(1),
         a_fastfwd(2),
         a_fastfwd(4),
@@ -403,3 +463,6 @@ SPLICING = ("haproxy+splice-1", "haproxy+splice-2")
 
 USUAL = ("direct", "dnat", "rinetd", "haproxy-1", "haproxy-2", "nginx", "fastfwd-1", "fastfwd-2")
 """Who is in most scenarios."""
+
+ENCRYPTING = ("stunnel4", "hitch", "haproxy-1", "haproxy-2", "fastfwd-1", "fastfwd-2")
+"""Who is in scenarios of TLS."""

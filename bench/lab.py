@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from bench import clients
@@ -24,6 +25,9 @@ from bench.processes import HOST, INSIDE, installed, needed, run, running, wait
 
 SMALL = 100
 """Bytes of the file that requests ask for."""
+
+LARGE = 1 << 20
+"""Bytes of another one."""
 
 
 def enter_namespace() -> bool:
@@ -129,6 +133,33 @@ class Lab:
             yield way
 
     @contextmanager
+    def start_tls(self, contender: Contender) -> Iterator[Way]:
+        """The same where clients speak TLS 1.3 with it."""
+        with (
+            self.setup(contender) as plain,
+            self.scratch() as directory,
+            contender.start(directory, replace(plain, certificate=self.certificate)) as way,
+        ):
+            wait(lambda: clients.ask(way.ports[0], tls=True).answered, f"{contender.name} forwards")
+            yield way
+
+    @contextmanager
+    def start_chain(self, contender: Contender) -> Iterator[Way]:
+        """Two of them with TLS 1.3 in between: nothing of it is to be seen at either end."""
+        with (
+            self.setup(contender) as server,
+            self.setup(contender) as client,
+            self.scratch() as far,
+            self.scratch() as near,
+            contender.start(far, replace(server, certificate=self.certificate)) as remote,
+        ):
+            ports = zip(client.forwards, remote.ports, strict=True)
+            forwards = tuple((port, target) for (port, _), target in ports)
+            with contender.start(near, Setup(forwards, authority=self.certificate)) as local:
+                wait(lambda: clients.ask(local.ports[0]).answered, f"two of {contender.name} forward")
+                yield Way(local.ports, [*local.pids, *remote.pids], near)
+
+    @contextmanager
     def start_datagrams(self, contender: Contender) -> Iterator[Way]:
         """The same with one forward, of datagrams, from when one has come back."""
         with (
@@ -139,10 +170,30 @@ class Lab:
             wait(lambda: clients.returns(way.ports[0]), f"{contender.name} forwards", 0)
             yield way
 
+    @cached_property
+    def certificate(self) -> Path:
+        """A new certificate for HOST, signed by itself, and its key (P-256), in one file."""
+        path = self.directory / "certificate.pem"
+        for file, new in (
+            ("key", [*["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], "-out"]),
+            (
+                "chain",
+                [
+                    *("req", "-x509", "-key", self.directory / "key", "-days", "2", "-subj", "/CN=bench"),
+                    *("-addext", f"subjectAltName=IP:{HOST}", "-out"),
+                ],
+            ),
+        ):
+            run([needed("openssl"), *new, self.directory / file], 1)
+        path.touch(0o600)
+        path.write_text("".join((self.directory / file).read_text() for file in ("chain", "key")))
+        return path
+
     def _nginx(self) -> list[str | Path]:
         directory = self.directory / "nginx"
         directory.mkdir()
         (directory / "small").write_text("x" * SMALL)
+        (directory / "large").write_text("x" * LARGE)
         temporary = " ".join(
             f"{name}_temp_path {directory}/{name};"
             for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

@@ -31,6 +31,8 @@ COLOURS = {
     "haproxy+splice": "#56b4e9",
     "nginx": "#009e73",
     "socat": "#cc79a7",
+    "stunnel": "#cc79a7",
+    "hitch": "#f0e442",
     "fastfwd": "#d55e00",
 }
 """By kind, in every picture: Okabe and Ito's palette, which the colour-blind can tell apart."""
@@ -46,6 +48,8 @@ MARKERS = {
     "haproxy+splice": "s",
     "nginx": "^",
     "socat": "v",
+    "stunnel": "v",
+    "hitch": "^",
 }
 STYLES = {1: "-", 2: "--"}
 """The style of a line says the number of threads."""

@@ -32,6 +32,7 @@ ACTIVE = 64
 
 FORKING = {"socat": "it has a process for every connection"}
 NO_DATAGRAMS = dict.fromkeys(("haproxy-1", "haproxy-2"), "it forwards no UDP")
+NO_CLIENT_END = {"hitch": "the bench has it as a server"}
 NO_PROCESS = dict.fromkeys(("direct", "dnat"), "no process looks after its connections")
 """Why some are omitted."""
 
@@ -95,12 +96,14 @@ CONNECTING = (
 """What `small` measures with `close`."""
 
 
-def small(way: Way, connections: int, seconds: float, *, close: bool = False) -> dict[str, float]:
+def small(
+    way: Way, connections: int, seconds: float, *, close: bool = False, tls: bool = False
+) -> dict[str, float]:
     """Requests for a small file to `ports[0]`, over `connections` connections that stay open, or
-    with `close` over a new one for each: their number, rate and latency in ms, and the
+    with `close` over a new one for each, in TLS if `tls`: their number, rate and latency in ms, and the
     processor time of each in µs."""
     before = way.cpu()
-    found = clients.requests(way.ports[0], connections, seconds, close=close)
+    found = clients.requests(way.ports[0], connections, seconds, close=close, tls=tls)
     return {
         "count": found.count,
         "rate": found.rate,

@@ -1,4 +1,4 @@
-"""What fastfwd is meant to reach beside C rinetd, HAProxy and nginx, and whether it does.
+"""What fastfwd is meant to reach beside other forwarders, and whether it does.
 
 The table is data. report shows the verdicts; nothing fails because of one: a target that
 is missed is a fact about fastfwd, and the report says so.
@@ -14,8 +14,11 @@ from bench.results import Reference, Result, Spread
 WORKERS = (1, 2)
 """The numbers of workers that are judged."""
 
-SINGLE = ("rinetd", "nginx")
+SINGLE = ("rinetd", "nginx", "hitch")
 """References that have one thread, whose names do not say so."""
+
+THREAD_EACH = ("stunnel4",)
+"""References that have a thread for every connection: any number of workers is as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ class Target:
         """What fastfwd with that many workers is compared with."""
         if self.reference is None:
             return Reference(f"fastfwd-{workers}", self.without)
-        return Reference(self.reference if self.reference in SINGLE else f"{self.reference}-{workers}")
+        unnumbered = self.reference in SINGLE or self.reference in THREAD_EACH
+        return Reference(self.reference if unnumbered else f"{self.reference}-{workers}")
 
     def judged(self, workers: int) -> bool:
         """Whether the comparison is fair enough to judge: as many workers as threads."""
@@ -97,6 +101,12 @@ TARGETS = (
     Target("datagrams", "64 flows", "nginx", (most("cpu", 1.35),)),
     Target("datagrams", "64 flows", "nginx", (most("cpu", 1.1),), stretch=True),
     Target("datagrams", "2,000 flows", "nginx", (least("rate", 0.9),)),
+    Target("tls-chain", "1 flow", "stunnel4", (least("rate", 1.1),)),
+    Target("tls-requests", "64 connections", "stunnel4", (least("rate", 1.15),)),
+    Target("tls-requests", "64 connections", "hitch", (least("rate", 0.75),)),
+    Target("handshakes", "full", "stunnel4", (least("rate", 5),)),
+    Target("handshakes", "full", "hitch", (least("rate", 0.85),)),
+    Target("tls-memory", "1,000 idle", "haproxy", (most("connection", 1.2),)),
     Target("logging", "tab", None, (least("rate", 0.95),), without="off"),
     Target("access", "1,000 rules", None, (least("rate", 0.9),), without="none"),
 )

@@ -8,6 +8,7 @@ from bench.scenarios import (
     bulk,
     connections,
     datagrams,
+    handshakes,
     idle,
     logging,
     memory,
@@ -17,6 +18,9 @@ from bench.scenarios import (
     scaling,
     scrape,
     startup,
+    tls_chain,
+    tls_memory,
+    tls_requests,
 )
 
 SCENARIOS: dict[str, Scenario] = {
@@ -29,6 +33,10 @@ SCENARIOS: dict[str, Scenario] = {
         mixed,
         datagrams,
         memory,
+        tls_requests,
+        handshakes,
+        tls_chain,
+        tls_memory,
         logging,
         access,
         startup,
