@@ -172,7 +172,8 @@ class Lab:
 
     @cached_property
     def certificate(self) -> Path:
-        """A new certificate for HOST, signed by itself, and its key (P-256), in one file."""
+        """A new certificate for HOST, signed by itself, and its key (P-256), in one file. (hitch ends if a
+        client asks for a name and the certificate has none.)"""
         path = self.directory / "certificate.pem"
         for file, new in (
             ("key", [*["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], "-out"]),
@@ -180,7 +181,7 @@ class Lab:
                 "chain",
                 [
                     *("req", "-x509", "-key", self.directory / "key", "-days", "2", "-subj", "/CN=bench"),
-                    *("-addext", f"subjectAltName=IP:{HOST}", "-out"),
+                    *("-addext", f"subjectAltName=IP:{HOST},DNS:localhost", "-out"),
                 ],
             ),
         ):

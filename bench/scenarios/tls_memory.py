@@ -16,8 +16,7 @@ def measure(lab: Lab, contender: Contender, case: Case, seconds: float) -> dict[
     """What the processes grow by while as many connections are opened as the case says."""
     count = int(case.value)
     with lab.start_tls(contender) as way:
-        # As in the scenario without TLS: what is set up by the first clients is no idle connection's. (wrk,
-        # which closes badly and then takes up such a session, is turned away by hitch.)
+        # As without TLS: what is set up by the first clients is no idle connection's.
         clients.handshakes(way.ports[0], 8, 1, resume=False)
         before = way.memory()
         after = "large" if case is LATER else ""
