@@ -3,8 +3,9 @@
 worker/handshake makes a Stream of a socket, worker/session gives it to a pump in the socket's
 place, and a pump with one moves by `ciphering`. The records pass through memory buffers, so that a
 read of the socket takes as many of them as are there, and a write sends them as one piece: a fifth
-less processor time in bulk than OpenSSL reading and writing the socket record by record. It keeps
-the contract of relay/pump; it must never take a stream that was cut for one that has ended.
+less processor time in bulk than OpenSSL reading and writing the socket record by record. These buffers
+are all streams' together: an idle session has nothing of them. It keeps the contract of relay/pump; it
+must never take a stream that was cut for one that has ended, nor leave anything in those buffers.
 """
 
 from __future__ import annotations
@@ -21,9 +22,6 @@ from fastfwd.relay import choose
 from fastfwd.relay.copying import send_held
 from fastfwd.relay.pump import DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Mover, Pump, Tally
 
-RECORDS: Final = 4 * (16384 + 22)
-"""Bytes of a buffer for records: as many as fill the buffer for what they hold (RFC 8446, 5.2)."""
-
 NOTHING: Final = memoryview(b"")
 
 CUT: Final = errno.EPROTO
@@ -31,19 +29,34 @@ CUT: Final = errno.EPROTO
 that is none."""
 
 
+class Records:
+    """What records pass through on their way between sockets and OpenSSL, for all streams of a thread.
+    Nothing is in it between two calls of a stream, or one would read and send another one's: after a
+    megabyte a session that has buffers of its own keeps 64 KiB of them."""
+
+    SIZE: Final = 4 * (16384 + 22)
+    """Bytes taken from a socket at once: as many as fill the buffer for what they hold (RFC 8446, 5.2)."""
+
+    __slots__ = ("drawn", "incoming", "outgoing", "view")
+
+    def __init__(self) -> None:
+        self.drawn = bytearray(self.SIZE)
+        self.view = memoryview(self.drawn)
+        self.incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+
+
 class Stream:
     """TLS over a connected, non-blocking socket, which it owns. It is asked for bytes and given bytes as
     a socket is, with the errors of a socket."""
 
     __slots__ = (
-        "_buffer",
         "_decrypt",
-        "_dry",
         "_encrypt",
-        "_incoming",
         "_left",
-        "_outgoing",
-        "_view",
+        "_more",
+        "_records",
+        "_unread",
         "ended",
         "fault",
         "getsockopt",
@@ -54,25 +67,24 @@ class Stream:
     )
 
     def __init__(
-        self, sock: Socket, wrap: Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject], buffer: bytearray
+        self, sock: Socket, wrap: Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject], records: Records
     ) -> None:
-        """`wrap` is a context's `wrap_bio` for this side. `buffer` may be shared by all streams of a
-        thread: nothing is in it between two calls."""
+        """`wrap` is a context's `wrap_bio` for this side."""
         self.sock = sock
         self.setsockopt = sock.setsockopt
         self.getsockopt = sock.getsockopt
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self.tls = tls = wrap(self._incoming, self._outgoing)
+        self._records = records
+        self.tls = tls = wrap(records.incoming, records.outgoing)
         # What SSLObject.read and .write do, without their Python (0.2 µs each).
         inner = tls._sslobj  # type: ignore[attr-defined]
         self._decrypt = inner.read
         self._encrypt = inner.write
-        self._buffer = buffer
-        self._view = memoryview(buffer)
-        self._dry = False
+        self._unread = b""
+        """Records that have been drawn for this buffer's fill, and were too many for it."""
+        self._more = not tls.server_side
+        """Whether OpenSSL has something to do before more is drawn: a client speaks first."""
         self.unsent = NOTHING
-        """Records that the socket has not taken yet."""
+        """Records that the socket has not taken yet, or that go with the next ones."""
         self._left = b""
         self.ended = False
         """The peer's close_notify has been read."""
@@ -88,7 +100,7 @@ class Stream:
     @property
     def waiting(self) -> bool:
         """Whether there are bytes that have been read from the socket, but not from here."""
-        return bool(self._incoming.pending or self.tls.pending() or self._left)
+        return bool(self._unread or self.tls.pending() or self._left)
 
     def fileno(self) -> int:
         """The socket's."""
@@ -113,52 +125,82 @@ class Stream:
     def handshake(self) -> bool:
         """Go on with it; returns whether it is done. Raises ssl.SSLError, with the alert sent, and
         OSError; BlockingIOError never."""
+        incoming, tls = self._records.incoming, self.tls
+        if self.unsent:
+            self.flush()
+        dry, draw = False, not self._more
+        self._more = False
         while True:
-            try:
-                self.tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self.flush()
+            if draw:
+                if dry:
+                    return False
                 try:
-                    if not self._draw():
-                        raise ConnectionResetError(errno.ECONNRESET, "closed in the handshake")
+                    n = self._draw()
                 except BlockingIOError:
                     return False
+                if not n:
+                    raise ConnectionResetError(errno.ECONNRESET, "closed in the handshake")
+                dry = n < Records.SIZE
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.flush()
+                draw = True
             except ssl.SSLError:
-                try:
-                    self.flush()
-                except OSError:
-                    pass
+                incoming.read()
+                self._flush_quietly()
                 raise
             else:
-                self.flush()
-                return True
+                break
+        self._unread = incoming.read()
+        self._more = bool(self._unread)
+        if tls.server_side and tls.version() == "TLSv1.3":
+            # What is left are session tickets, which have time until there is something to say: a packet
+            # less, and a client that is woken once instead of twice. One that only writes, and closes
+            # without having read them, would reset the connection.
+            self.unsent = memoryview(self.unsent.tobytes() + self._records.outgoing.read())
+        else:
+            self.flush()
+        return True
 
     def recv_into(self, buffer: bytearray | memoryview) -> int:
         """Fill `buffer`, or take what is there: fewer bytes than its length mean that there are no more
         now, or that `ended` or `fault` is set. Returns 0 at the end. Raises BlockingIOError, and
         OSError where the stream was cut (CUT) or the connection broke."""
+        records = self._records
+        incoming = records.incoming
         size = len(buffer)
-        view = memoryview(buffer)
-        decrypt = self._decrypt
         n = 0
         if self._left:
             n = len(self._left)
-            view[:n] = self._left
+            memoryview(buffer)[:n] = self._left
             self._left = b""
-        self._dry = False
+        if self._unread:
+            incoming.write(self._unread)
+            self._unread = b""
+        # An OpenSSL that is only asked when it has records, and not again when it has had them, need not say
+        # that it wants some: that is an exception (2 µs).
+        dry, draw = False, not self._more
+        self._more = False
         while not self.ended and self.fault is None:
-            try:
-                got = decrypt(size - n, view[n:] if n else buffer)
-            except ssl.SSLWantReadError:
-                if self._dry:
+            if draw:
+                if dry:
                     break
                 try:
-                    if not self._draw():
-                        self._incoming.write_eof()
+                    got = self._draw()
                 except BlockingIOError:
                     break
                 except OSError as error:
                     self.fault = error
+                    break
+                if not got:
+                    self.fault = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "no close_notify before the end")
+                    break
+                dry = got < Records.SIZE
+            try:
+                got = self._decrypt(size - n, memoryview(buffer)[n:] if n else buffer)
+            except ssl.SSLWantReadError:
+                draw = True
             except ssl.SSLZeroReturnError:  # only if we have said goodbye before; else it is 0
                 self.ended = True
             except ssl.SSLError as error:
@@ -168,8 +210,12 @@ class Stream:
                     self.ended = True
                 n += got
                 if n == size:
+                    self._more = True
                     break
-        if self._outgoing.pending:  # the answer to a request for new keys (RFC 8446, 4.6.3), or an alert
+                draw = not incoming.pending
+        if incoming.pending:
+            self._unread = incoming.read()
+        if records.outgoing.pending:  # the answer to a request for new keys (RFC 8446, 4.6.3), or an alert
             self._flush_quietly()
         if n or self.ended:
             return n
@@ -189,11 +235,19 @@ class Stream:
     def flush(self, flags: int = 0) -> bool:
         """Send what waits here; returns whether nothing does any more. Raises OSError, but not
         BlockingIOError."""
-        if self.unsent and not self._pass_on(0):
+        records = self._records.outgoing.read()
+        if self.unsent:
+            records = self.unsent.tobytes() + records
+        elif not records:
+            return True
+        try:
+            sent = self.sock.send(records, flags)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(records):
+            self.unsent = memoryview(records)[sent:]
             return False
-        if self._outgoing.pending:
-            self.unsent = memoryview(self._outgoing.read())
-            return self._pass_on(flags)
+        self.unsent = NOTHING
         return True
 
     def say_end(self) -> bool:
@@ -202,20 +256,9 @@ class Stream:
         # Afterwards OpenSSL looks for the peer's, and what it would find instead were lost.
         while pending := self.tls.pending():
             self._left += self._decrypt(pending)
-        unread = self._incoming.read()
         with suppress(ssl.SSLError):  # it has not found it
             self.tls.unwrap()
-        if unread:
-            self._incoming.write(unread)
         return self.flush(MSG_MORE)
-
-    def _pass_on(self, flags: int) -> bool:
-        try:
-            sent = self.sock.send(self.unsent, flags)
-        except BlockingIOError:
-            return False
-        self.unsent = self.unsent[sent:] if sent < len(self.unsent) else NOTHING
-        return not self.unsent
 
     def _flush_quietly(self) -> None:
         """Where an error is the other direction's business."""
@@ -224,9 +267,10 @@ class Stream:
 
     def _draw(self) -> int:
         """Take from the socket what is there. Raises OSError."""
-        n = self.sock.recv_into(self._buffer)
-        self._dry = n < len(self._buffer)
-        self._incoming.write(self._view[:n])
+        records = self._records
+        n = self.sock.recv_into(records.drawn)
+        if n:
+            records.incoming.write(records.view[:n])
         return n
 
 

@@ -23,7 +23,7 @@ from fastfwd.observe.eventlog import Event
 from fastfwd.observe.scoreboard import CONNECT_TIME, DURATION, SIDE, ForwardCell, TlsCell, TlsFailure
 from fastfwd.relay.ciphering import Stream
 from fastfwd.worker.access import MAPPED
-from fastfwd.worker.handshake import BOTH_WAYS, Handshake
+from fastfwd.worker.handshake import Handshake
 from fastfwd.worker.introduction import introduction
 from fastfwd.worker.limits import LOCAL
 from fastfwd.worker.session import READ, READABLE, Session, tls_of
@@ -332,8 +332,7 @@ class Dial:
         seconds = self.listener.forward.handshake_timeout
         self._handshake = Handshake(worker, stream, seconds, self._welcomed, self._not_welcomed)
         try:
-            # Room for writing is there at once: that is the first event.
-            worker.loop.watch(self.client_fd, BOTH_WAYS, self._handshake.event)
+            worker.loop.watch(self.client_fd, READ, self._handshake.event)
         except OSError as error:
             self._handshake.fail(TlsFailure.OTHER, str(error.strerror))
 

@@ -60,7 +60,7 @@ class Handshake:
         failed: Callable[[TlsFailure, str], None],
     ) -> None:
         """Have `stream` shake hands within `seconds`; `failed` is called with why, as a kind and in
-        words. Its socket is the caller's to watch, by `event`, for reading and room (BOTH_WAYS)."""
+        words. Its socket is the caller's to watch, by `event`, for reading."""
         self._worker = worker
         self._stream = stream
         self._fd = stream.fileno()
@@ -75,6 +75,8 @@ class Handshake:
         """The socket is ready for something."""
         try:
             if not self._stream.handshake():
+                if self._stream.unsent:  # more than there was room for
+                    self._worker.loop.epoll.modify(self._fd, BOTH_WAYS)
                 return
         except ssl.SSLError as error:
             self.fail(kind(error), words(error))

@@ -29,7 +29,7 @@ from fastfwd.channel import Channel, Message
 from fastfwd.model import AccessRule, Address, Forward, Limits, LogFormat, Outcome, Protocol
 from fastfwd.observe.eventlog import Allowance, Event, EventLog, line_format
 from fastfwd.observe.scoreboard import LAG, Cell, ForwardCell, Scoreboard, TlsFailure
-from fastfwd.relay.ciphering import RECORDS, Stream, ciphering
+from fastfwd.relay.ciphering import Records, Stream, ciphering
 from fastfwd.relay.copying import discarder
 from fastfwd.relay.pipes import PipePool
 from fastfwd.relay.pump import Tally
@@ -142,7 +142,7 @@ class Worker:
         self.copy, _ = movers(self.pool, self.tally)
         self.discard = discarder()
         self.cipher = ciphering(self.tally)
-        self.records = bytearray(RECORDS)
+        self.records = Records()
         """Where TLS records are, between the socket and OpenSSL."""
         self.log: EventLog | None = None
         self.open_sessions = 0

@@ -15,7 +15,7 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfwd.relay.ciphering import CUT, Stream, ciphering
+from fastfwd.relay.ciphering import CUT, Records, Stream, ciphering
 from fastfwd.relay.pump import BUDGET, DRY, END, FULL, MORE, SINK_BROKE, SOURCE_BROKE, Pump, Tally
 from tests import deadline
 from tests.relay.ends import SMALL, connection
@@ -49,7 +49,7 @@ class Path:
         before, after = way.split("-")
         self.sender, source = connection()
         sink, self.receiver = connection(room=SMALL if small else None)
-        shared = bytearray(1 << 16)
+        shared = Records()
         self.source: socket.socket | Stream = source
         self.sink: socket.socket | Stream = sink
         for mine in (source, sink):
