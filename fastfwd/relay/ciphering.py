@@ -34,8 +34,12 @@ class Records:
     Nothing is in it between two calls of a stream, or one would read and send another one's: after a
     megabyte a session that has buffers of its own keeps 64 KiB of them."""
 
-    SIZE: Final = 4 * (16384 + 22)
-    """Bytes taken from a socket at once: as many as fill the buffer for what they hold (RFC 8446, 5.2)."""
+    OVERHEAD: Final = 128
+    """Bytes, at least, by which four full records are larger than what they hold: 4 * 22 in TLS 1.3 (RFC
+    8446, 5.2), 4 * 29 in TLS 1.2."""
+
+    SIZE: Final = choose.BUFFER + OVERHEAD
+    """Bytes taken from a socket at once, at most."""
 
     __slots__ = ("drawn", "incoming", "outgoing", "view")
 
@@ -135,7 +139,7 @@ class Stream:
                 if dry:
                     return False
                 try:
-                    n = self._draw()
+                    n = self._draw(Records.SIZE)
                 except BlockingIOError:
                     return False
                 if not n:
@@ -175,7 +179,9 @@ class Stream:
             n = len(self._left)
             memoryview(buffer)[:n] = self._left
             self._left = b""
+        fed = 0
         if self._unread:
+            fed = len(self._unread)
             incoming.write(self._unread)
             self._unread = b""
         # An OpenSSL that is only asked when it has records, and not again when it has had them, need not say
@@ -186,8 +192,10 @@ class Stream:
             if draw:
                 if dry:
                     break
+                # No more than fills the buffer: what is left over is copied twice.
+                limit = min(max(size + Records.OVERHEAD - fed, size - n), Records.SIZE)
                 try:
-                    got = self._draw()
+                    got = self._draw(limit)
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -196,7 +204,8 @@ class Stream:
                 if not got:
                     self.fault = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "no close_notify before the end")
                     break
-                dry = got < Records.SIZE
+                dry = got < limit
+                fed += got
             try:
                 got = self._decrypt(size - n, memoryview(buffer)[n:] if n else buffer)
             except ssl.SSLWantReadError:
@@ -265,10 +274,10 @@ class Stream:
         with suppress(OSError):
             self.flush()
 
-    def _draw(self) -> int:
-        """Take from the socket what is there. Raises OSError."""
+    def _draw(self, limit: int) -> int:
+        """Take from the socket what is there, at most `limit` bytes. Raises OSError."""
         records = self._records
-        n = self.sock.recv_into(records.drawn)
+        n = self.sock.recv_into(records.drawn, limit)
         if n:
             records.incoming.write(records.view[:n])
         return n
