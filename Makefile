@@ -7,6 +7,7 @@
 #   make bench-quick  one short round of the same, to look at: two minutes
 #   make faults       the whole campaign of faults (55 minutes), and its table in docs/reliability.md: best as root
 #   make soak         its row 40 alone: twenty minutes of load and faults at random (SOAK=minutes)
+#   make rsync-tls    real rsync over TLS, end to end on this machine: deploy/examples/rsync-tls
 #   make clean        remove everything these made
 #
 # A different interpreter: make run PYTHON=python3.12
@@ -17,7 +18,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-quick faults soak clean
+.PHONY: help run test check bench bench-quick faults soak rsync-tls clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,9 @@ faults: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	$(PY) -m tests.faults.soak $(SOAK)
+
+rsync-tls: $(VENV)/.installed
+	@FASTFWD='$(abspath $(PY)) -m fastfwd' deploy/examples/rsync-tls/try.sh
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
