@@ -172,6 +172,24 @@ class Stat(Panel):
 
 
 @dataclass(frozen=True)
+class Soonest(Stat):
+    """Times that are left, now: red below zero, orange below 14 days."""
+
+    def look(self) -> Json:
+        steps = [(RED, None), (ORANGE, 0), (GREEN, 14 * 86400)]
+        return {
+            **super().look(),
+            "thresholds": {
+                "mode": "absolute",
+                "steps": [{"color": color, "value": value} for color, value in steps],
+            },
+        }
+
+    def options(self) -> Json:
+        return {**super().options(), "colorMode": "value"}
+
+
+@dataclass(frozen=True)
 class Table(Panel):
     """One row per forward; each query is a column, called by its legend, in the unit `units` gives it."""
 
@@ -605,6 +623,101 @@ DATAGRAMS: Final = [
     ),
 ]
 
+TLS: Final = [
+    Panel(
+        "Handshakes",
+        "TLS handshakes per second that succeeded, with clients and with backends.",
+        "cps",
+        [
+            Query(
+                f"sum by (side, version) ({rate('fastfwd_tls_handshakes_total', FORWARD)})",
+                "{{side}} {{version}}",
+            )
+        ],
+        stacked=True,
+    ),
+    Panel(
+        "Handshakes failed",
+        "TLS handshakes per second that failed, by why. With clients not_tls and closed are mostly scanners.",
+        "cps",
+        [
+            Query(
+                f"sum by (side, reason) ({rate('fastfwd_tls_handshake_failures_total', FORWARD)})",
+                "{{side}} {{reason}}",
+            )
+        ],
+        stacked=True,
+    ),
+    Panel(
+        "Sessions resumed",
+        "Share of the handshakes that resumed a session, which costs a fraction of a new one.",
+        "percentunit",
+        [
+            Query(
+                f"sum by (instance, forward, side) ({rate('fastfwd_tls_handshakes_resumed_total', FORWARD)})"
+                f" / sum by (instance, forward, side) ({rate('fastfwd_tls_handshakes_total', FORWARD)})",
+                "{{instance}} {{forward}} {{side}}",
+            )
+        ],
+        highest=1,
+    ),
+    Panel(
+        "Streams cut",
+        "Streams per second that broke off without a farewell: what came may not be everything.",
+        "cps",
+        [
+            Query(
+                f"sum by (instance, forward, side) ({rate('fastfwd_tls_streams_cut_total', FORWARD)})",
+                "{{instance}} {{forward}} {{side}}",
+            )
+        ],
+    ),
+    Panel(
+        "No PROXY header",
+        "Connections per second that were ended because the client was not announced as it should have been.",
+        "cps",
+        [
+            Query(
+                "sum by (instance, forward, reason)"
+                f" ({rate('fastfwd_proxy_header_failures_total', FORWARD)})",
+                "{{instance}} {{forward}} {{reason}}",
+            )
+        ],
+        stacked=True,
+    ),
+    Stat(
+        "Tickets not shared",
+        "Workers whose session tickets are worth nothing to the others: clients resume by luck.",
+        "none",
+        [Query(f"count(fastfwd_tls_session_tickets_shared{{{HOST}}} == 0) or vector(0)")],
+        width=4,
+        height=8,
+        steps=Steps(warn=1),
+    ),
+    Stat(
+        "TLS in the kernel",
+        "Programs whose kernel does the encryption. None does: records pass through memory.",
+        "none",
+        [Query(f"sum(fastfwd_tls_in_kernel{{{HOST}}})")],
+        width=4,
+        height=8,
+    ),
+    Soonest(
+        "Certificates",
+        "Time until certificates expire, of those that were last read. They are read at a reload.",
+        "s",
+        [
+            Query(
+                "sort(min by (instance, forward, side, file)"
+                f" (fastfwd_tls_certificate_expiry_timestamp_seconds{{{FORWARD}}}) - time())",
+                "{{instance}} {{forward}} {{side}} {{file}}",
+            )
+        ],
+        width=WIDTH,
+        height=6,
+    ),
+]
+
 WORKERS: Final = [
     Panel(
         "Processor time",
@@ -846,6 +959,7 @@ ROWS: Final = {
     "Dials": DIALS,
     "Several backends": BACKENDS,
     "Datagrams": DATAGRAMS,
+    "TLS": TLS,
     "Workers": WORKERS,
     "Saturation": SATURATION,
     "Names": NAMES,
@@ -922,7 +1036,7 @@ def dashboard() -> Json:
     return {
         "uid": "fastfwd",
         "title": "fastfwd",
-        "description": "Forwarding with fastfwd: traffic, sessions, backends, workers.",
+        "description": "Forwarding with fastfwd: traffic, sessions, backends, TLS, workers.",
         "tags": ["fastfwd", "network"],
         "schemaVersion": 37,
         "version": 1,

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from tests import deadline
 from tests.datagrams import udp_client
@@ -48,6 +50,10 @@ WITHOUT_DATA = {
     "docs/metrics.md: increase(fastfwd_log_lines_dropped_total[1d]) > 0",
     "docs/metrics.md: sum by (forward, reason) (rate(fastfwd_udp_datagrams_dropped_total[5m])) > 0",
     'docs/metrics.md: rate(fastfwd_connections_closed_total{outcome="evicted"}[5m]) > 0',
+    "docs/metrics.md: rate(fastfwd_tls_streams_cut_total[5m]) > 0",
+    "docs/metrics.md: fastfwd_tls_session_tickets_shared == 0",
+    "docs/metrics.md: fastfwd_tls_in_kernel == 1",
+    "docs/metrics.md: sum by (forward, reason) (rate(fastfwd_proxy_header_failures_total[5m])) > 0",
     "docs/runbooks.md: fastfwd_listener_queue_length / fastfwd_listener_queue_limit > 0.8",
     "docs/runbooks.md: rate(fastfwd_accept_paused_seconds_total[5m]) > 0",
     "docs/runbooks.md: sum by (forward, reason) (rate(fastfwd_udp_datagrams_dropped_total[5m])) > 0",
@@ -146,7 +152,13 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus beside a program to which a bit of everything happens, again and again."""
     require_peer("prometheus")
     directory = tmp_path_factory.mktemp("busy")
-    echoing, refusing, denying, named, several, asking = (free_port() for _ in range(6))
+    echoing, refusing, denying, named, several, asking, secure, announced = (free_port() for _ in range(8))
+    authority = trustme.CA()
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(trusting)
+    own = directory / "own.pem"
+    own.write_bytes(authority.issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+    own.chmod(0o600)
     with ExitStack() as stack:
         backend = stack.enter_context(serve_apart("echo"))
         target = f"{backend.host} {backend.port}"
@@ -157,6 +169,8 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
             f"127.0.0.1 {named} localhost {free_port()} [name=named]\n"
             f"127.0.0.1 {several} 127.0.0.1:{free_port()},{backend.host}:{backend.port} 1 [name=several]\n"
             f"127.0.0.1 {asking}/udp 127.0.0.1 {free_port()}/udp [name=udp]\n"
+            f"127.0.0.1 {secure} {target} [name=secure, tls-accept, cert={own}]\n"
+            f"127.0.0.1 {announced} {target} [name=announced, accept-proxy=192.0.2.1]\n"
             "max-udp-connections 1\nmetrics 127.0.0.1:0\n"
         )
         forwarder = stack.enter_context(Forwarder(directory, config, workers=2))
@@ -171,6 +185,15 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         load.open_streams(4)
 
         def scraped() -> bool:
+            with (
+                connect(("127.0.0.1", secure)) as client,
+                trusting.wrap_socket(client, server_hostname="localhost") as greeted,
+            ):
+                greeted.sendall(b"x")
+                read_exactly(greeted, 1)
+            with connect(("127.0.0.1", secure)) as client:
+                client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                read_to_end(client)
             for port in (refusing, denying, named):
                 with connect(("127.0.0.1", port)) as client:
                     read_to_end(client)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 
 from tests import deadline
@@ -151,11 +152,15 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus with all rules, after several scrapes and evaluations."""
     require_peer("prometheus")
     directory = tmp_path_factory.mktemp("idle")
+    own = directory / "own.pem"
+    own.write_bytes(trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+    own.chmod(0o600)
     spread = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
     config = (
         f"127.0.0.1 {free_port()} localhost {free_port()}\n"
         f"127.0.0.1 {free_port()} {spread} 1\n"
         f"127.0.0.1 {free_port()}/udp 127.0.0.1 {free_port()}/udp\n"
+        f"127.0.0.1 {free_port()} 127.0.0.1 {free_port()} [tls-accept, cert={own}, tls-connect]\n"
         "metrics 127.0.0.1:0\n"
     )
     with (

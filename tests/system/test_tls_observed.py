@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import socket
 import ssl
 import struct
@@ -386,12 +387,44 @@ def test_plain_forwards_have_no_series(site: StartSite) -> None:
     assert names == {"fastfwd_tls_in_kernel"}
 
 
+REFERENCE = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def test_how_many_series_there_are(forwarder: StartForwarder, files: Files) -> None:
+    """The reference's formula, and what it says of backends, TLS and PROXY, is what a scrape has."""
+    text = REFERENCE.read_text().partition("## How many series")[2]
+    (formula,) = re.findall(r"^    (.*F.*W.*)$", text, re.MULTILINE)
+    (several,) = re.findall(r"more than one, has (.*) more\.", text)
+    (side,) = re.findall(r"has (\d+) more for each side", text)
+    (proxy,) = re.findall(r"`accept-proxy` has (\d+) more", text)
+
+    def evaluated(term: str, **values: int) -> int:
+        product = re.sub(r"(?<=[\dA-Z]) (?=[A-Z])", " * ", term)
+        return int(eval(product, {"__builtins__": {}}, values))
+
+    ports = iter([free_port() for _ in range(12)])
+    own = f"tls-accept, cert={files.directory}/server.pem;{files.directory}/soon.pem"
+    config = (
+        f"{HOST} {next(ports)} {HOST} {next(ports)}\n"
+        f"{HOST} {next(ports)} {NAME} {next(ports)}\n"
+        f"{HOST} {next(ports)}/udp {HOST} {next(ports)}/udp\n"
+        f"{HOST} {next(ports)} {HOST}:1,{HOST}:2,{HOST}:3 1\n"
+        f"{HOST} {next(ports)} {HOST} {next(ports)} [{own}, tls-connect]\n"
+        f"{HOST} {next(ports)} {HOST} {next(ports)} [tls-connect]\n"
+        f"{HOST} {next(ports)} {HOST} 3 [accept-proxy=192.0.2.1]\n"
+    )
+    running = forwarder(f"{config}metrics {HOST}:0\n", workers=3)
+    found = {key for key in scrape(metrics_url(running)) if not key[0].endswith("_created")}
+    expected = evaluated(formula, F=7, N=1, T=6, U=1, W=3) + evaluated(several, B=3)
+    assert len(found) == expected + 3 * int(side) + 2 + 3 + int(proxy)
+
+
 # The log.
 
 
 def test_a_line_of_a_session_with_tls(accepting: StartSite) -> None:
     """What was agreed on with the client, and the name that it asked for; no backend's side."""
-    there = accepting("alpn=http/1.1")
+    there = accepting("alpn=h2;http/1.1")
     context = client_context()
     context.set_alpn_protocols(["http/1.1"])
     there.talk(context)
