@@ -190,7 +190,9 @@ class Stream:
         self._more = False
         while not self.ended and self.fault is None:
             if draw:
-                if dry:
+                # With nothing to give, part of a record says nothing of what is behind it: the end may be
+                # there, of which epoll has told already.
+                if dry and n:
                     break
                 # No more than fills the buffer: what is left over is copied twice.
                 limit = min(max(size + Records.OVERHEAD - fed, size - n), Records.SIZE)
@@ -238,7 +240,11 @@ class Stream:
         """Encrypt `data` and send it. Returns how many bytes of it the socket has taken, at least. If
         they are fewer, the rest waits here as records: flush them, and do not send them again. Raises
         OSError."""
-        self._encrypt(data)
+        try:
+            self._encrypt(data)
+        except ssl.SSLError:
+            self._records.outgoing.read()  # nobody else shall send that
+            raise
         return len(data) if self.flush(flags) else max(0, len(data) - len(self.unsent))
 
     def flush(self, flags: int = 0) -> bool:

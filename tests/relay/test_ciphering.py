@@ -204,6 +204,18 @@ def test_a_stream_that_is_cut_has_not_ended(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["tls-plain", "tls-tls"])
+def test_a_stream_that_is_cut_within_a_record_has_not_ended(way: str) -> None:
+    """Part of a record and the FIN at once: epoll tells of both in one event, and never again."""
+    with path(way) as here:
+        socket.socket.send(here.sender, b"\x17\x03\x03\x40\x00" + bytes(100))
+        socket.socket.shutdown(here.sender, socket.SHUT_WR)
+        assert wait(here.source, select.POLLRDHUP)
+        here.pump.to_end = True
+        assert here.turn() == SOURCE_BROKE
+        assert here.pump.error == CUT
+
+
+@pytest.mark.parametrize("way", ["tls-plain", "tls-tls"])
 def test_a_record_that_is_none_breaks_the_stream(way: str) -> None:
     """What does not decrypt is not passed on; what came before it is."""
     with path(way) as here:
