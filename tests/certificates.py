@@ -198,7 +198,8 @@ def say_end(end: ssl.SSLSocket) -> None:
     end.setblocking(False)
     try:
         # SSLSocket.unwrap would wait for the peer's, and drop what comes before it.
-        with suppress(ssl.SSLWantReadError):
+        # An SSLError says that what has come is lost here; close_notify has been sent.
+        with suppress(ssl.SSLError):
             end._sslobj.shutdown()  # type: ignore[attr-defined]
     finally:
         end.settimeout(patience)

@@ -12,7 +12,8 @@ import ssl
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final
+from functools import cache
+from typing import Any, Final, NamedTuple
 
 from fastfwd import tls
 from fastfwd.config.endpoint import Say
@@ -112,16 +113,26 @@ def _connect(given: dict[str, Any], common: dict[str, Any], wrong: Say) -> TlsCo
 def read(config: Config, read_file: ReadFile) -> tuple[Config, list[Problem]]:
     """The configuration with what the files hold that its forwards name, and what is wrong with them."""
     problems: list[Problem] = []
-    forwards = tuple(_Files(each, read_file, problems).forward() for each in config.forwards)
+    once = _Once(cache(read_file), cache(tried), cache(tls.Accepting), cache(tls.Connecting))
+    forwards = tuple(_Files(each, once, problems).forward() for each in config.forwards)
     return replace(config, forwards=forwards), problems
+
+
+class _Once(NamedTuple):
+    """What is done once for all forwards: many have the same certificate, and to try one takes 4 ms."""
+
+    read_file: ReadFile
+    tried: Callable[..., dict[str, Any]]
+    accepting: Callable[[TlsAccept], tls.Accepting]
+    connecting: Callable[[TlsConnect], tls.Connecting]
 
 
 class _Files:
     """Those of one forward. Relative names are beside the file that names them."""
 
-    def __init__(self, forward: Forward, read_file: ReadFile, problems: list[Problem]) -> None:
+    def __init__(self, forward: Forward, once: _Once, problems: list[Problem]) -> None:
         self.it = forward
-        self.read_file = read_file
+        self.once = once
         self.problems = problems
 
     def forward(self) -> Forward:
@@ -145,9 +156,9 @@ class _Files:
         if len(self.problems) == before:
             try:
                 if accept is not None:
-                    tls.Accepting(accept)
+                    self.once.accepting(accept)
                 if connect is not None:
-                    self.names(connect, tls.Connecting(connect))
+                    self.names(connect, self.once.connecting(connect))
             except tls.Refused as error:
                 self.wrong(f"expected {error}")
         return replace(self.it, tls_accept=accept, tls_connect=connect)
@@ -172,7 +183,7 @@ class _Files:
     def content(self, name: str, what: str) -> bytes | None:
         path = os.path.join(os.path.dirname(self.it.origin.file), name)
         try:
-            return self.read_file(path)
+            return self.once.read_file(path)
         except OSError as error:
             self.wrong(f"expected {what} that can be read, found {named(path)}: {error.strerror}")
             return None
@@ -202,7 +213,7 @@ class _Files:
             self.wrong(f"expected a key that not everybody may use, found {named(path)} with mode {mode:04o}")
         found = replace(it, chain=chain, key=b"" if both else key)
         try:
-            facts = tried(found, server=server)
+            facts = self.once.tried(found, server=server)
         except tls.Refused as error:
             self.wrong(f"expected {error}")
             return found

@@ -11,6 +11,7 @@ must never take a stream that was cut for one that has ended, nor leave anything
 from __future__ import annotations
 
 import errno
+import os
 import ssl
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable
@@ -92,9 +93,10 @@ class Stream:
         self._left = b""
         self.ended = False
         """The peer's close_notify has been read."""
-        self.fault: OSError | None = None
-        """Why nothing more is to be read, although it has not `ended`: an error of the socket, or
-        (ssl.SSLError) a record that is none, an alert, an end without close_notify."""
+        self.fault = 0
+        """The errno for which nothing more is to be read, although it has not `ended`: the socket's, or CUT
+        for a record that is none, an alert, an end without close_notify. Not the exception: it would hold
+        the stream, by its traceback, and a worker has nobody who finds such circles."""
 
     @property
     def family(self) -> int:
@@ -188,7 +190,7 @@ class Stream:
         # that it wants some: that is an exception (2 µs).
         dry, draw = False, not self._more
         self._more = False
-        while not self.ended and self.fault is None:
+        while not self.ended and not self.fault:
             if draw:
                 # With nothing to give, part of a record says nothing of what is behind it: the end may be
                 # there, of which epoll has told already.
@@ -201,10 +203,10 @@ class Stream:
                 except BlockingIOError:
                     break
                 except OSError as error:
-                    self.fault = error
+                    self.fault = error.errno or errno.EIO
                     break
                 if not got:
-                    self.fault = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "no close_notify before the end")
+                    self.fault = CUT  # no close_notify before it
                     break
                 dry = got < limit
                 fed += got
@@ -214,8 +216,8 @@ class Stream:
                 draw = True
             except ssl.SSLZeroReturnError:  # only if we have said goodbye before; else it is 0
                 self.ended = True
-            except ssl.SSLError as error:
-                self.fault = error
+            except ssl.SSLError:
+                self.fault = CUT
             else:
                 if not got:
                     self.ended = True
@@ -230,11 +232,9 @@ class Stream:
             self._flush_quietly()
         if n or self.ended:
             return n
-        if self.fault is None:
+        if not self.fault:
             raise BlockingIOError
-        if isinstance(self.fault, ssl.SSLError):
-            raise OSError(CUT, "the TLS stream was cut") from self.fault
-        raise self.fault
+        raise OSError(self.fault, os.strerror(self.fault))
 
     def send(self, data: memoryview, flags: int = 0) -> int:
         """Encrypt `data` and send it. Returns how many bytes of it the socket has taken, at least. If
@@ -329,7 +329,7 @@ def ciphering(tally: Tally) -> Mover:
                 pump.held = NOTHING if type(sink) is Stream else memoryview(bytes(view[sent:n]))
                 pump.pending = n - sent
                 return FULL
-            final = pump.to_end or (stream is not None and (stream.ended or stream.fault is not None))
+            final = pump.to_end or (stream is not None and (stream.ended or bool(stream.fault)))
             if n < size and not final:
                 return DRY
             budget -= n

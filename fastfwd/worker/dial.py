@@ -26,7 +26,7 @@ from fastfwd.worker.access import MAPPED
 from fastfwd.worker.handshake import Handshake
 from fastfwd.worker.introduction import introduction
 from fastfwd.worker.limits import LOCAL
-from fastfwd.worker.session import READ, READABLE, Session, tls_of
+from fastfwd.worker.session import READ, READABLE, Session, abort, tls_of
 from fastfwd.worker.sorry import Sorry
 
 if TYPE_CHECKING:
@@ -601,6 +601,8 @@ class Dial:
         # Only a reset ends a dial: a FIN may be the half-close of somebody who waits
         # for the answer (`nc -N`), and no system call tells it from a farewell.
         if mask & FAILED:
+            if self.backend is not None:
+                abort(self.backend)  # it may be connected by now, and this is no clean end
             self.end(Outcome.DONE_REMOTE_CLOSED)
 
     def _try_another(self, why: ForwardCell) -> None:

@@ -25,7 +25,7 @@ from tests.conftest import StartForwarder, StartServer
 from tests.deadline import until
 from tests.forwarder import Forwarder, run
 from tests.peers import require_root
-from tests.ports import free_port
+from tests.ports import claim, free_port
 from tests.servers import echo, goodbye, sink
 from tests.sockets import (
     Address,
@@ -876,3 +876,109 @@ def test_the_sorry_file_when_the_backend_fails_the_handshake(
     forward = start(f"tls-connect, sorry-file={sorry}", backend(goodbye).address)
     with connect(forward.address) as client:
         assert read_to_end(client) == Ending(b"later", "EOF")
+
+
+# What else may happen.
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_last_answer_reaches_a_client_that_is_still_sending(
+    start: Start, authority: Authority, way: str
+) -> None:
+    """A backend that has heard enough answers and goes: the answer is not lost with what it did not hear."""
+    with session(start, authority, way) as (_, client, backend):
+        client.sendall(noise(100_000))
+        assert read_exactly(backend, 10) == noise(100_000)[:10]
+        backend.sendall(b"too large")
+        farewell(backend)
+        until(lambda: queued(client) > 0)
+        client.sendall(noise(10_000))
+        assert read_exactly(client, 9) == b"too large"
+        assert end_of(client) == Ending(b"", "EOF")
+
+
+@pytest.mark.parametrize("way", ["accept", "both"])
+def test_a_clients_end_is_one_although_it_goes_at_once(start: Start, authority: Authority, way: str) -> None:
+    """Its close_notify stands before the reset that comes of the bytes that it has not read."""
+    with session(start, authority, way) as (_, client, backend):
+        talk(client, backend)
+        client.sendall(b"the last word")
+        backend.sendall(noise(1000))
+        until(lambda: queued(client) > 0)
+        say_end(client)
+        client.close()
+        assert read_exactly(backend, 13) == b"the last word"
+        assert end_of(backend).data == b""
+
+
+def test_a_handshake_goes_on_over_a_reload(start: Start, authority: Authority, backend: StartServer) -> None:
+    """Also where the forward is gone by then: the client was accepted."""
+    forward = start(f"tls-accept, cert={authority.server()}", backend(echo).address)
+    with connect(forward.address) as plain:
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        greeting = authority.trusting().wrap_bio(there, back, server_hostname=NAME)
+        with pytest.raises(ssl.SSLWantReadError):
+            greeting.do_handshake()
+        first = back.read()
+        plain.sendall(first[:100])
+        forward.running.reload(f"{HOST} {free_port()} {HOST} {free_port()}\n")
+        plain.sendall(first[100:])
+        while True:
+            there.write(plain.recv(1 << 16))
+            try:
+                greeting.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                continue
+        greeting.write(b"x")
+        plain.sendall(back.read())
+        assert plain.recv(1 << 16)
+
+
+def test_handshakes_that_fail_leave_no_connection(
+    start: Start, authority: Authority, backend: StartServer
+) -> None:
+    """A limit counts those that are there."""
+    options = f"tls-accept, cert={authority.server()}, max-connections=1"
+    forward = start(options, backend(echo).address, workers=1)
+    for number in range(20):
+        with connect(forward.address) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            read_to_end(client)
+        forward.running.wait_log(number + 1, "remote-tls-failed")
+    assert outcome_of_client(forward, authority) == "served"
+
+
+@pytest.mark.parametrize("side", ["client", "backend"])
+def test_certificates_may_be_large(
+    start: Start, authority: Authority, backend: StartServer, side: str
+) -> None:
+    """More than a record holds, and more than is read at once."""
+    large = authority.server(NAME, *(f"{'x' * 40}{number}.example" for number in range(1500)))
+    assert large.stat().st_size > 90_000
+    if side == "client":
+        forward = start(f"tls-accept, cert={large}", backend(echo).address)
+        assert outcome_of_client(forward, authority) == "served"
+    else:
+        behind = backend(over_tls(echo, authority.serving(large)))
+        options = f"tls-connect, server-ca={authority.file}, server-name={NAME}"
+        assert met(start(options, behind.address)) == "served"
+
+
+def test_a_range_of_ports_has_one_certificate(
+    forwarder: StartForwarder, authority: Authority, backend: StartServer
+) -> None:
+    """Every port of it."""
+    behind = backend(echo)
+    first = until(lambda: consecutive(3))
+    forwarder(f"{HOST} {first}-{first + 2} {HOST} {behind.port} [tls-accept, cert={authority.server()}]\n")
+    for port in range(first, first + 3):
+        with authority.client((HOST, port)) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+
+
+def consecutive(count: int) -> int:
+    """The first of so many free ports in a row; 0 if the next free one is not."""
+    first = free_port()
+    return first if all(claim(port) for port in range(first + 1, first + count)) else 0
