@@ -18,6 +18,7 @@ from fastfwd.config.check import check
 from fastfwd.config.options import FLAGS
 from fastfwd.config.parse import parse
 from fastfwd.config.resolve import numeric
+from fastfwd.config.value import LONGEST
 from fastfwd.config.wording import meant, quote
 from fastfwd.model import UNIX, Origin, Problem
 from fastfwd.stunnel.options import GLOBAL, NO_MATTER, SECRET, SERVICE, Fate, Kind
@@ -31,6 +32,12 @@ OLD: Final = ("all", "sslv2", "sslv3", "tlsv1", "tlsv1.1")
 
 SWITCHES: Final = {"yes": "on", "1": "on", "no": "off", "0": "off"}
 """Values of socket options."""
+
+VALUES: Final = {
+    "verify": ("0", "1", "2", "3", "4"),
+    **dict.fromkeys(("client", "verifychain", "verifypeer", "requirecert"), ("yes", "no")),
+}
+"""What may stand where a slip would change who is let in."""
 
 DIRECTIVES: Final = {"setuid": "user", "setgid": "group", "pid": "pidlogfile", "output": "logfile"}
 """Options of the program that are one directive here."""
@@ -215,8 +222,7 @@ class _Service:
     @property
     def idle(self) -> int:
         """Seconds of its TIMEOUTidle."""
-        value = self.value("timeoutidle")
-        return int(value) if value.isdecimal() and int(value) else IDLE
+        return _seconds(self.value("timeoutidle")) or IDLE
 
     # What is said to the operator.
 
@@ -231,6 +237,9 @@ class _Service:
     def translate(self, idle: int) -> None:
         """Fill `options`, but for certificates."""
         for each in self.given:
+            wanted = VALUES.get(each.key)
+            if wanted is not None and each.value.lower() not in wanted:
+                self.say(each, Kind.LEFT_OUT, f"expected one of {', '.join(map(repr, wanted))}")
             if each.key in ("cert", "key", "cafile") and not each.value.startswith("/"):
                 self.say(each, Kind.WARNING, "a relative name is beside the file that names it")
             if (fate := SERVICE.get(each.key)) is not None:
@@ -376,11 +385,7 @@ class _Service:
                 self.say(each, Kind.LOST, "OpenSSL's options are those that 'tls-min=' and 'ciphers=' say")
         if (ciphers := self.last("ciphers")) is not None:
             if "=" in ciphers.value:
-                self.say(
-                    ciphers,
-                    Kind.LOST,
-                    "there can be no '=' in 'ciphers='; name the ciphers alone",
-                )
+                self.say(ciphers, Kind.LOST, "there can be no '=' in 'ciphers='; name the ciphers alone")
             else:
                 self.options["ciphers"] = ":".join(ciphers.value.replace(",", " ").split())
 
@@ -421,17 +426,19 @@ class _Service:
     def times(self, idle: int) -> None:
         for key, option in (("timeoutconnect", "connect-timeout"), ("timeoutbusy", "handshake-timeout")):
             given = self.last(key)
-            if given is not None and given.value.isdecimal() and int(given.value):
-                self.options[option] = given.value
+            if given is not None and (seconds := _seconds(given.value)):
+                self.options[option] = str(seconds)
             elif given is not None:
                 self.say(given, Kind.LOST, f"expected seconds, at least 1; '{option}=' is as without it")
+        silence = self.last("timeoutidle")
+        if silence is not None and not _seconds(silence.value):
+            self.say(silence, Kind.LOST, f"expected seconds, at least 1; 'idle-timeout' is {IDLE}")
         if self.idle != idle:
             text = f"there is one 'idle-timeout' for all forwards, the longest: {idle} s, not {self.idle}"
-            given = self.last("timeoutidle")
-            if given is None:
+            if silence is None:
                 self.say_of_all(Kind.LOST, text)
             else:
-                self.say(given, Kind.LOST, text)
+                self.say(silence, Kind.LOST, text)
 
     def sockets(self) -> None:
         for each in self.all("socket"):
@@ -446,21 +453,13 @@ class _Service:
             elif option == ("r", "SO_BINDTODEVICE"):
                 self.options["device"] = value
             elif option == ("a", "SO_BINDTODEVICE"):
-                self.say(
-                    each,
-                    Kind.LEFT_OUT,
-                    "listen on an address of that interface instead",
-                )
+                self.say(each, Kind.LEFT_OUT, "listen on an address of that interface instead")
             elif option == ("r", "IP_FREEBIND") and value.lower() in SWITCHES:
                 self.options["freebind"] = SWITCHES[value.lower()]
-            elif option == ("r", "IP_TOS") and value.isdecimal():
+            elif option == ("r", "IP_TOS") and re.fullmatch("[0-9]{1,3}", value):
                 self.options["dscp"] = str(int(value) >> 2)
             else:
-                self.say(
-                    each,
-                    Kind.LOST,
-                    "sockets are as a forwarder needs them",
-                )
+                self.say(each, Kind.LOST, "sockets are as a forwarder needs them")
 
     def places(self, key: str) -> list[str]:
         return [each.value for each in self.all(key)]
@@ -527,6 +526,11 @@ def _host_and_port(text: str, default: str = "localhost") -> tuple[str, str]:
     """The parts of `[HOST:]PORT`. The host may be an IPv6 address without brackets: the last colon counts."""
     host, _, port = (part.strip() for part in text.rpartition(":"))
     return host.removeprefix("[").removesuffix("]") or default, port
+
+
+def _seconds(text: str) -> int:
+    """A number of seconds; 0 if it is none."""
+    return min(int(text), LONGEST) if re.fullmatch("[0-9]{1,10}", text) else 0
 
 
 def _unix(text: str) -> str:

@@ -437,6 +437,14 @@ def test_what_no_option_can_say(value: str, tmp_path: Path, capsys: pytest.Captu
     assert done.status == 1
 
 
+@pytest.mark.parametrize("slip", ["verify = 5", "verifyChain = true", "requireCert = maybe"])
+def test_a_slip_lets_nobody_in(slip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What stunnel would not start with, where it says who is verified, leaves the service out."""
+    done = converted(f"[a]\naccept = 1001\nconnect = 1\ncert = /x\nCAfile = /y\n{slip}\n", tmp_path, capsys)
+    assert done.lines == ["idle-timeout 43200"]
+    assert f"left out: '{slip}': expected one of" in done.said
+
+
 def test_secrets_stay_where_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of options that hold one the name is told only."""
     secret = "0123456789abcdef" * 2
