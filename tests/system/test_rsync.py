@@ -90,21 +90,22 @@ class Site:
         self.stack.enter_context(daemon(directory, self.port, command))
 
     def server_end(self, which: str) -> int:
-        """`fastfwd` or `stunnel4` before the daemon: its port of TLS."""
+        """`fastfwd`, `stunnel4`, or fastfwd with a `translation` of its configuration, before the daemon: its
+        port of TLS."""
         files = self.certificates / "server.pem", self.certificates / "server.key"
         if which == "fastfwd":
             return self.forward(self.port, f"tls-accept, cert={files[0]}, key={files[1]}, send-proxy=v1")
-        return self.stunnel(self.port, f"cert = {files[0]}\nkey = {files[1]}\nprotocol = proxy\n")
+        return self.stunnel(which, self.port, f"cert = {files[0]}\nkey = {files[1]}\nprotocol = proxy\n")
 
     def client_end(self, which: str, target: int, source: str = FRIEND) -> int:
-        """`fastfwd` or `stunnel4` beside the client, which dials the port `target` from the address `source`:
+        """The same beside the client, which dials the port `target` from the address `source`:
         the port on which it is spoken to in the clear."""
         authority = self.certificates / "ca.pem"
         if which == "fastfwd":
             options = f"tls-connect, server-ca={authority}, server-name=localhost, src={source}"
             return self.forward(target, options)
         text = f"client = yes\nlocal = {source}\nverifyChain = yes\nCAfile = {authority}\n"
-        return self.stunnel(target, f"{text}checkHost = localhost\n")
+        return self.stunnel(which, target, f"{text}checkHost = localhost\n")
 
     def forward(self, target: int, options: str) -> int:
         """The port of a running forward to that port, with those options."""
@@ -112,15 +113,20 @@ class Site:
         self.stack.enter_context(Forwarder(self.directory, f"{HOST} {port} {HOST} {target} [{options}]\n"))
         return port
 
-    def stunnel(self, target: int, text: str) -> int:
-        """The port of a running stunnel with one such service."""
+    def stunnel(self, which: str, target: int, text: str) -> int:
+        """The port of a running stunnel with one such service, or of its translation."""
         port = free_port()
         directory = self.directory / f"stunnel-{port}"
         directory.mkdir()
         file = directory / "stunnel.conf"
         service = f"[rsync]\naccept = {HOST}:{port}\nconnect = {HOST}:{target}\n{text}"
         file.write_text(f"foreground = yes\nsyslog = no\npid =\n{service}")
-        self.stack.enter_context(daemon(directory, port, [require_peer("stunnel4"), file]))
+        if which == "translation":
+            command = Path(sys.executable).with_name("fastfwd-stunnel2conf")
+            made = subprocess.run([command, file], stdout=subprocess.PIPE, text=True, check=True).stdout
+            self.stack.enter_context(Forwarder(directory, made))
+        else:
+            self.stack.enter_context(daemon(directory, port, [require_peer("stunnel4"), file]))
         return port
 
     def __enter__(self) -> Site:
@@ -227,6 +233,15 @@ def test_the_log_has_the_client(far: str, site: Site) -> None:
     source = {"fastfwd": "127.0.0.8", "stunnel4": "127.0.0.9"}[far]
     done(f"rsync://{HOST}:{site.client_end('fastfwd', site.server_end(far), source)}/public/")
     until(lambda: source in site.log.read_text(), what="the client in rsyncd's log")
+
+
+def test_the_translation_does_the_same(site: Site) -> None:
+    """fastfwd with what fastfwd-stunnel2conf makes of both ends: a list, a file up, a stranger refused."""
+    target = site.server_end("translation")
+    friend, stranger = (site.client_end("translation", target, each) for each in (FRIEND, STRANGER))
+    assert "incoming" in done(f"rsync://{HOST}:{friend}/")
+    done(site.public / "d1" / "file 19", f"rsync://{HOST}:{friend}/incoming/")
+    refused("access denied", f"rsync://{HOST}:{stranger}/incoming/")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
