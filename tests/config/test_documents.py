@@ -39,7 +39,13 @@ class Word(NamedTuple):
 def words() -> list[Word]:
     """All there are."""
     plain = {kind: {each.name: each.default for each in fields(kind)} for kind in (Forward, Limits, Config)}
-    default = {**plain[Forward], "sorry_file": None, "dns_refresh": None}
+    default = {
+        **plain[Forward],
+        "sorry_file": None,
+        "dns_refresh": None,
+        "proxy_from": None,
+        "send_proxy": None,
+    }
     default |= dict.fromkeys((*ACCEPT, *CONNECT, "ciphers")) | {"verify_server": True, "tls_min": "1.2"}
     found = [
         Word(name if name in FLAGS else f"{name}=", option.value, default[option.field])
