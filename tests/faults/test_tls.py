@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests import deadline
+from tests import deadline, processes
 from tests.apart import apart, said, tell
 from tests.certificates import NAME, VERSIONS, Authority
 from tests.faults.conftest import StartWatched
@@ -291,7 +291,7 @@ def test_many_handshakes(row: Row, watched: StartWatched, authority: Authority) 
         def forward(port: int) -> str:
             return f"{HOST} {port} {HOST} {behind.port} [tls-accept, cert={cert}]\n"
 
-        watched(f"{HOST} {plain} {HOST} {behind.port}\n{forward(secured)}")
+        running = watched(f"{HOST} {plain} {HOST} {behind.port}\n{forward(secured)}").running
         watched(forward(others))
         load = stack.enter_context(Load((HOST, plain), scaled(100, 150)))
         load.more(50)
@@ -307,6 +307,11 @@ def test_many_handshakes(row: Row, watched: StartWatched, authority: Authority) 
         row.tried(done, ["a handshake"] * failed)
         load.stop()
         row.tried(len(load.calls), [f"call: {call.how}" for call in load.failed()])
+        workers, count = running.workers().values(), scaled(50, 2000)
+        began = sum(map(processes.busy, workers))
+        for _ in range(count):
+            authority.client((HOST, secured)).close()
+        row.figure("processor time of each", 1000 * (sum(map(processes.busy, workers)) - began) / count, "ms")
 
 
 # 49. Other keys.

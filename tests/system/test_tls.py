@@ -23,7 +23,7 @@ from tests import deadline, processes
 from tests.certificates import CUT, NAME, VERSIONS, Authority, ending, greeted, over_tls, say_end
 from tests.conftest import StartForwarder, StartServer
 from tests.deadline import until
-from tests.forwarder import Forwarder, run
+from tests.forwarder import Forwarder
 from tests.peers import require_root
 from tests.ports import claim, free_port
 from tests.servers import echo, goodbye, sink
@@ -40,6 +40,9 @@ from tests.sockets import (
     read_to_end,
     reset,
 )
+from tests.system.test_privileges import ORDINARY, StartOrdinary, ordinary, own
+
+__all__ = ["ordinary", "own"]
 
 HOST: Final = "127.0.0.1"
 BULK: Final = 20_000_000
@@ -794,16 +797,20 @@ def test_a_worker_that_has_died_leaves_one_that_knows_the_key(
     until(lambda: outcome_of_client(forward, authority) == "served")
 
 
-def test_as_an_ordinary_user(authority: Authority, backend: StartServer, tmp_path: Path) -> None:
-    """A key of one's own is enough."""
-    require_root()
-    cert, behind, port = authority.server(), backend(echo), free_port()
-    nobody = pwd.getpwnam("nobody")
-    os.chown(cert, nobody.pw_uid, nobody.pw_gid)
-    path = tmp_path / "rinetd.conf"
-    path.write_text(f"{HOST} {port} {HOST} {behind.port} [tls-accept, cert={cert}]\n")
-    done = run("-t", "-c", str(path))
-    assert done.returncode == 0, done.stderr
+def test_an_ordinary_user_needs_no_more_than_a_key_of_its_own(
+    ordinary: StartOrdinary, own: Path, backend: StartServer
+) -> None:
+    """Another one's, which it may not read, is an error."""
+    authority, behind, port = Authority(own), backend(echo), free_port()
+    mine, roots = authority.server(), authority.server()
+    os.chown(mine, ORDINARY, ORDINARY)
+    forward = f"{HOST} {port} {HOST} {behind.port} [tls-accept, cert="
+    running = ordinary(f"{forward}{mine}]\n")
+    with authority.client((HOST, port)) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+    running.reload(f"{forward}{roots}]\n")
+    assert running.said(f"found '{roots}': Permission denied") == 1
 
 
 # Other sockets.
