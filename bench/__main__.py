@@ -26,7 +26,7 @@ ROUNDS, SECONDS = 5, 3.0
 """What a published run has at least."""
 
 QUICK_ROUNDS, QUICK_SECONDS = 1, 1.0
-QUICK_CONTENDERS = ("rinetd", "haproxy-1", "haproxy-2", "stunnel4", "hitch", "fastfwd-1", "fastfwd-2")
+QUICK_CONTENDERS = ("rinetd", "haproxy-1", "haproxy-2", "stunnel", "hitch", "fastfwd-1", "fastfwd-2")
 
 UNPUBLISHED = ROOT / "build" / "bench"
 """Where results go that are not good enough to replace the published ones."""

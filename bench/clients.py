@@ -288,7 +288,7 @@ def fetch(connection: socket.socket, file: str) -> None:
     with connection.makefile("rb") as answer:
         headers = "".join(line.decode() for line in iter(answer.readline, b"\r\n"))
         length = re.search(r"^Content-Length: (\d+)", headers, re.MULTILINE)
-        if length is None or len(answer.read(int(length[1]))) < int(length[1]):
+        if " 200 " not in headers or length is None or len(answer.read(int(length[1]))) < int(length[1]):
             raise RuntimeError(f"no file in the answer: {headers}")
 
 

@@ -420,7 +420,7 @@ def a_fastfwd(workers: int) -> Contender:
         None,
         fastfwd(workers),
         own_version,
-        references=("rinetd", "stunnel4", "hitch", f"haproxy-{workers}", f"haproxy+splice-{workers}"),
+        references=("rinetd", "stunnel", "hitch", f"haproxy-{workers}", f"haproxy+splice-{workers}"),
     )
 
 
@@ -440,7 +440,7 @@ CONTENDERS: dict[str, Contender] = {
         NginxStream("nginx", "nginx stream", "nginx", 1, "nginx", nginx_stream, nginx_version),
         Contender("socat", "socat", "socat", 1, "socat", socat, said(r"version ([0-9.]+)", "socat", "-V")),
         Contender(
-            "stunnel4",
+            "stunnel",
             "stunnel",
             "stunnel",
             1,
@@ -464,5 +464,5 @@ SPLICING = ("haproxy+splice-1", "haproxy+splice-2")
 USUAL = ("direct", "dnat", "rinetd", "haproxy-1", "haproxy-2", "nginx", "fastfwd-1", "fastfwd-2")
 """Who is in most scenarios."""
 
-ENCRYPTING = ("stunnel4", "hitch", "haproxy-1", "haproxy-2", "fastfwd-1", "fastfwd-2")
+ENCRYPTING = ("stunnel", "hitch", "haproxy-1", "haproxy-2", "fastfwd-1", "fastfwd-2")
 """Who is in scenarios of TLS."""

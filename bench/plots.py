@@ -48,8 +48,8 @@ MARKERS = {
     "haproxy+splice": "s",
     "nginx": "^",
     "socat": "v",
-    "stunnel": "v",
-    "hitch": "^",
+    "stunnel": "<",
+    "hitch": ">",
 }
 STYLES = {1: "-", 2: "--"}
 """The style of a line says the number of threads."""

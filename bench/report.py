@@ -39,7 +39,7 @@ REFERENCES: dict[str | None, str] = {
     "haproxy": "HAProxy",
     "haproxy+splice": "HAProxy, always splicing",
     "nginx": "nginx stream",
-    "stunnel4": "stunnel",
+    "stunnel": "stunnel",
     "hitch": "hitch",
 }
 """What targets call those that they are beside."""

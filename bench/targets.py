@@ -17,7 +17,7 @@ WORKERS = (1, 2)
 SINGLE = ("rinetd", "nginx", "hitch")
 """References that have one thread, whose names do not say so."""
 
-THREAD_EACH = ("stunnel4",)
+THREAD_EACH = ("stunnel",)
 """References that have a thread for every connection: any number of workers is as many."""
 
 
@@ -101,10 +101,10 @@ TARGETS = (
     Target("datagrams", "64 flows", "nginx", (most("cpu", 1.35),)),
     Target("datagrams", "64 flows", "nginx", (most("cpu", 1.1),), stretch=True),
     Target("datagrams", "2,000 flows", "nginx", (least("rate", 0.9),)),
-    Target("tls-chain", "1 flow", "stunnel4", (least("rate", 1.1),)),
-    Target("tls-requests", "64 connections", "stunnel4", (least("rate", 1.15),)),
+    Target("tls-chain", "1 flow", "stunnel", (least("rate", 1.1),)),
+    Target("tls-requests", "64 connections", "stunnel", (least("rate", 1.15),)),
     Target("tls-requests", "64 connections", "hitch", (least("rate", 0.75),)),
-    Target("handshakes", "full", "stunnel4", (least("rate", 5),)),
+    Target("handshakes", "full", "stunnel", (least("rate", 5),)),
     Target("handshakes", "full", "hitch", (least("rate", 0.85),)),
     Target("tls-memory", "1,000 idle", "haproxy", (most("connection", 1.2),)),
     Target("logging", "tab", None, (least("rate", 0.95),), without="off"),

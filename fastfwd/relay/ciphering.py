@@ -85,7 +85,7 @@ class Stream:
         self._decrypt = inner.read
         self._encrypt = inner.write
         self._unread = b""
-        """Records that have been drawn for this buffer's fill, and were too many for it."""
+        """Records that have been taken from the socket, and were too many."""
         self._more = not tls.server_side
         """Whether OpenSSL has something to do before more is drawn: a client speaks first."""
         self.unsent = NOTHING
@@ -134,19 +134,15 @@ class Stream:
         incoming, tls = self._records.incoming, self.tls
         if self.unsent:
             self.flush()
-        dry, draw = False, not self._more
+        draw = not self._more
         self._more = False
         while True:
             if draw:
-                if dry:
-                    return False
                 try:
-                    n = self._draw(Records.SIZE)
+                    if not self._draw(Records.SIZE):
+                        raise ConnectionResetError(errno.ECONNRESET, "closed in the handshake")
                 except BlockingIOError:
                     return False
-                if not n:
-                    raise ConnectionResetError(errno.ECONNRESET, "closed in the handshake")
-                dry = n < Records.SIZE
             try:
                 tls.do_handshake()
             except ssl.SSLWantReadError:

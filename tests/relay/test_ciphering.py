@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 import trustme
@@ -44,12 +44,14 @@ def contexts(version: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 class Path:
     """sender ==> source | pump | sink ==> receiver, of which one or both have TLS; the far ends block."""
 
-    def __init__(self, way: str, version: str, *, small: bool = False) -> None:
+    def __init__(
+        self, way: str, version: str, *, small: bool = False, records: Records | None = None
+    ) -> None:
         server, client = contexts(version)
         before, after = way.split("-")
         self.sender, source = connection()
         sink, self.receiver = connection(room=SMALL if small else None)
-        shared = Records()
+        self.records = shared = records or Records()
         self.source: socket.socket | Stream = source
         self.sink: socket.socket | Stream = sink
         for mine in (source, sink):
@@ -80,8 +82,11 @@ class Path:
         return found[0]
 
     def turn(self, budget: int = BUDGET) -> int:
-        """Call the mover once."""
-        return self.pump.move(self.pump, budget)
+        """Call the mover once. Nothing is left in what all streams share."""
+        verdict = self.pump.move(self.pump, budget)
+        assert not self.records.incoming.pending
+        assert not self.records.outgoing.pending
+        return verdict
 
     def turn_until(self, *verdicts: int, budget: int = BUDGET) -> int:
         """Turn, waiting for whatever the verdict says, until it is one of `verdicts`."""
@@ -133,10 +138,12 @@ def wait(end: socket.socket | Stream, mask: int) -> int:
 
 
 @contextmanager
-def path(way: str, version: str = "1.3", *, small: bool = False) -> Iterator[Path]:
-    """A path of that kind."""
+def path(
+    way: str, version: str = "1.3", *, small: bool = False, records: Records | None = None
+) -> Iterator[Path]:
+    """A path of that kind, perhaps with records that others have too."""
     with ExitStack() as stack:
-        made = Path(way, version, small=small)
+        made = Path(way, version, small=small, records=records)
         stack.callback(made.close)
         yield made
 
@@ -170,6 +177,66 @@ def test_bytes_are_exact_and_in_order(
             thread.join(deadline.seconds(PATIENCE))
         assert bytes(found) == b"".join(data)
         assert here.pump.taken == here.pump.given == len(found)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_streams_that_share_buffers_do_not_disturb_each_other(version: str) -> None:
+    """By turns, with records that have come in part and records that have not been taken."""
+    records = Records()
+    with (
+        path("tls-tls", version, small=True, records=records) as one,
+        path("tls-tls", version, small=True, records=records) as other,
+    ):
+        here = {one: noise(500_000, 1), other: noise(500_000, 2)}
+        threads, found = [], {}
+        for each, data in here.items():
+            threads.append(threading.Thread(target=each.sender.sendall, args=(data,)))
+            threads[-1].start()
+            receiver, found[each] = each.receiving()
+            threads.append(receiver)
+        while any(each.pump.given < len(data) for each, data in here.items()):
+            for each in here:
+                assert each.turn(1000) in (DRY, FULL, MORE)
+        for each in here:
+            each.say_end()
+            assert each.turn_until(END) == END
+            each.sink.shutdown(socket.SHUT_WR)
+        for thread in threads:
+            thread.join(deadline.seconds(PATIENCE))
+        assert [bytes(found[each]) == data for each, data in here.items()] == [True, True]
+
+
+def test_a_session_ticket_comes_with_the_first_answer() -> None:
+    """A client that only writes has none to leave unread, which would reset its connection."""
+    with path("tls-plain") as here:
+        stream, client = here.source, here.sender
+        assert isinstance(stream, Stream)
+        assert isinstance(client, ssl.SSLSocket)
+        assert stream.unsent
+        assert client.session is None or not client.session.has_ticket
+        stream.send(memoryview(b"answer"))
+        assert client.recv(10) == b"answer"
+        assert client.session is not None
+        assert client.session.has_ticket
+        assert not stream.unsent
+
+
+def test_a_client_that_leaves_in_the_handshake_is_noticed_though_it_has_spoken() -> None:
+    """Its words and its FIN are one event."""
+    server, client = contexts("1.3")
+    far, sock = connection()
+    sock.setblocking(False)
+    stream = Stream(sock, lambda i, o: server.wrap_bio(i, o, server_side=True), Records())
+    hello = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        client.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
+    far.sendall(hello.read())
+    far.shutdown(socket.SHUT_WR)
+    wait(stream, select.POLLRDHUP)
+    with pytest.raises(ConnectionResetError):
+        stream.handshake()
+    stream.close()
+    far.close()
 
 
 @pytest.mark.parametrize("way", WAYS)

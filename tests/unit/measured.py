@@ -11,7 +11,7 @@ RATE = Figure("rate", "requests per second", "1/s")
 CPU = Figure("cpu", "CPU per request", "µs", ".1f", less=True)
 
 NAMES = ("rinetd", "haproxy-1", "haproxy+splice-1", "haproxy-2", "nginx", "fastfwd-1", "fastfwd-2")
-TITLES = {name: CONTENDERS[name].title for name in NAMES}
+TITLES = {name: CONTENDERS[name].title for name in (*NAMES, "stunnel", "hitch")}
 
 Rounds = dict[tuple[str, str], list[float]]
 """(case, contender) -> a value per round."""

@@ -8,7 +8,7 @@ import pytest
 
 from bench import results
 from bench.results import Measurement, Reference, Spread
-from tests.unit.measured import TITLES, result
+from tests.unit.measured import NAMES, result
 
 CASE = "64 connections"
 RINETD = Reference("rinetd")
@@ -66,7 +66,7 @@ def test_a_case_has_no_ratio_to_one_that_it_does_not_name() -> None:
 
 
 def test_fastfwd_is_compared_with_c_rinetd_and_each_haproxy_of_as_many_threads() -> None:
-    found = result("requests", {(CASE, name): [1.0] for name in TITLES})
+    found = result("requests", {(CASE, name): [1.0] for name in NAMES})
     assert [(contender, to.contender) for contender, to in found.comparisons()] == [
         ("fastfwd-1", "rinetd"),
         ("fastfwd-1", "haproxy-1"),

@@ -76,6 +76,24 @@ def test_nginx_has_one_process_and_is_judged_beside_one_worker() -> None:
     ] == [(1, [1.3], True), (2, [1.3], None)]
 
 
+def test_stunnel_has_threads_enough_to_be_judged_beside_any_number_of_workers() -> None:
+    case = "64 connections"
+    found = result(
+        "tls-requests",
+        {
+            (case, "stunnel"): [10],
+            (case, "hitch"): [10],
+            (case, "fastfwd-1"): [12],
+            (case, "fastfwd-2"): [11],
+        },
+    )
+    assert [
+        (each.target.reference, each.workers, each.holds)
+        for each in judge({"tls-requests": found})
+        if each.target.scenario == "tls-requests"
+    ] == [("stunnel", 1, True), ("stunnel", 2, False), ("hitch", 1, True), ("hitch", 2, None)]
+
+
 @pytest.mark.parametrize(("p99", "bulk", "holds"), [(7, 11, True), (9, 11, False), (7, 9, False)])
 def test_two_bounds_hold_only_both_at_once(p99: float, bulk: float, holds: bool) -> None:
     found = result("mixed", {("2 flows", "fastfwd-1"): [], ("2 flows", "haproxy-1"): []})
