@@ -168,7 +168,9 @@ def test_the_clients_tls(forwarder: StartForwarder, listener: Listener, tmp_path
         (tmp_path / name).touch(mode=0o600)
         (tmp_path / name).write_bytes(content.private_key_and_cert_chain_pem.bytes())
     (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
-    options = "tls-accept, cert={0}/server.pem, alpn=h2;http/1.1, client-ca={0}/ca.pem"
+    options = (
+        "tls-accept, cert={0}/server.pem, alpn=h2;http/1.1, client-ca={0}/ca.pem, verify-client=optional"
+    )
     address = start(forwarder, listener, options.format(tmp_path) + ", send-proxy=v2")
     context = ssl.create_default_context(cafile=f"{tmp_path}/ca.pem")
     context.set_alpn_protocols(["http/1.1"])
