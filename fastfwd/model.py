@@ -269,12 +269,8 @@ class Forward:
     `tls_accept` is TLS with its clients, `tls_connect` TLS with its backends; a handshake has
     `handshake_timeout`. `proxy_from` are the networks of those who announce clients by the PROXY
     protocol, which is then spoken by everybody; `send_proxy` is the version in which backends are
-    told of the client, 0 for none; `transparent`: they see its address as the connection's own.
-
-    How it dials: `connect_timeout` in place of the configuration's, `keepalive`, from `device`,
-    with the packet `mark`, with the code point `dscp`, from an address that is not here yet
-    (`freebind`). `max_rate` is the most bytes per second of a session, in each direction;
-    `connection_rate` and `client_rate` limit how many begin, of all and of one client.
+    told of the client, 0 for none, 3 for version 2 with what its TLS says; `transparent`: they see its
+    address as the connection's own.
     """
 
     listen: Endpoint

@@ -228,6 +228,7 @@ def _what_is_wrong(error: ssl.SSLError, certificate: Certificate) -> str:
 
 def trust(context: ssl.SSLContext, certificates: bytes) -> None:
     """Have `context` trust those certificates (PEM), and no others. Raises Refused."""
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # what is in the file, be it a server's own
     try:
         context.load_verify_locations(cadata=certificates.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError):

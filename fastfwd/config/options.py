@@ -109,7 +109,7 @@ def pairs(rest: str, wrong: Say) -> list[tuple[str, str]]:
             found.append((option.strip(" \t"), "on"))
         elif match is None:
             wrong(expected("an option 'key=value'", option.strip(" \t")))
-        elif "=" in match[2]:
+        elif "=" in match[2] and match[1] != "ciphers":  # @SECLEVEL=1
             wrong(expected("',' between options", option.strip(" \t")))
         else:
             found.append((match[1], match[2]))
@@ -193,7 +193,7 @@ OPTIONS: Final = {
     "server-alpn": Option("server_alpn", listed("names of protocols, or 'client'", r"[!-~]{1,255}")),
     "handshake-timeout": Option("handshake_timeout", TIME),
     "accept-proxy": Option("proxy_from", Value("networks and addresses", networks)),
-    "send-proxy": Option("send_proxy", one_of({"v1": 1, "v2": 2})),
+    "send-proxy": Option("send_proxy", one_of({"v1": 1, "v2": 2, "v2-tls": 3})),
     "transparent": Option("transparent", SWITCH),
 }
 

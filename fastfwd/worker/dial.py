@@ -606,6 +606,8 @@ class Dial:
             self.end(Outcome.DONE_REMOTE_CLOSED)
 
     def _try_another(self, why: ForwardCell) -> None:
+        if why is not ForwardCell.TLS:
+            self.trouble = None
         self._failed(why)
         worker = self.listener.worker
         worker.patience.discard(self)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from fastfwd.worker.proxyheader import Endpoint, Tlv
 
+WITH_TLS: Final = 3
+
 LONGEST_NAME: Final = 1024
 """Bytes of the longest common name that is passed on; all else that is said is shorter (RFC 5280 has 64)."""
 
@@ -31,8 +33,9 @@ def introduction(
     *,
     datagram: bool = False,
 ) -> bytes:
-    """The header in that `version`, 1 or 2, of a client at `source` that went to `destination`, both of one
-    family; without them, of nobody in particular. Version 2 also tells what the client's `tls` says.
+    """The header in that `version`, 1, 2 or 3, of a client at `source` that went to `destination`, both
+    of one family; without them, of nobody in particular. 3 is version 2 with what the client's `tls` says,
+    which not everybody takes: rsync's daemon does not.
 
     A client that is IPv4 on an IPv6 socket is told of as what it is.
     """
@@ -42,7 +45,8 @@ def introduction(
     family = None if source is None else socket.AF_INET6 if ":" in source[0] else socket.AF_INET
     if version == 1:
         return proxyheader.v1(source, destination, family)
-    return proxyheader.v2(source, destination, family, datagram, () if tls is None else _facts(tls))
+    facts = _facts(tls) if version == WITH_TLS and tls is not None else ()
+    return proxyheader.v2(source, destination, family, datagram, facts)
 
 
 def _mapped(end: Endpoint) -> bool:

@@ -171,7 +171,7 @@ def test_the_clients_tls(forwarder: StartForwarder, listener: Listener, tmp_path
     options = (
         "tls-accept, cert={0}/server.pem, alpn=h2;http/1.1, client-ca={0}/ca.pem, verify-client=optional"
     )
-    address = start(forwarder, listener, options.format(tmp_path) + ", send-proxy=v2")
+    address = start(forwarder, listener, options.format(tmp_path) + ", send-proxy=v2-tls")
     context = ssl.create_default_context(cafile=f"{tmp_path}/ca.pem")
     context.set_alpn_protocols(["http/1.1"])
     if shown:
