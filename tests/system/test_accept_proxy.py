@@ -22,7 +22,7 @@ from tests.forwarder import Forwarder
 from tests.ports import free_port
 from tests.servers import banner, echo
 from tests.sockets import Address, Listener, connect, finish, noise, read_exactly, read_to_end, reset
-from tests.system.metrics import metrics_url, scrape, series
+from tests.system.metrics import by, metrics_url, scrape, series
 
 TRUSTED = "accept-proxy=127.0.0.1"
 
@@ -289,14 +289,26 @@ def test_the_announced_client_has_its_backend(forwarder: StartForwarder, backend
 
 
 def test_what_is_counted(forwarder: StartForwarder, listener: Listener) -> None:
-    """What was let in is what has ended and what is open, with those who were not announced."""
-    here = Here(forwarder, listener, f"{TRUSTED}, name=web", more="metrics 127.0.0.1:0\n")
+    """Each reason; and what was let in is what has ended or is open, those who were not announced too."""
+    options = f"{TRUSTED}, name=web, handshake-timeout=1"
+    here = Here(forwarder, listener, options, more="metrics 127.0.0.1:0\n")
     url = metrics_url(here.running)
     here.turned_away(b"GET")
     here.turned_away(V1, "127.0.0.2")
+    connect(here.address).close()
+    with connect(here.address) as silent:
+        assert read_to_end(silent).data == b""
     with here.announced(), connect(here.address):
         until(lambda: scrape(url)[series("connections_active", forward="web", proto="tcp")] == 1)
-        assert scrape(url)[series("connections_accepted_total", forward="web", proto="tcp")] == 3
+        found = scrape(url)
+    assert by(found, "proxy_header_failures_total", "reason") == {
+        "malformed": 1,
+        "stranger": 1,
+        "closed": 1,
+        "timeout": 1,
+    }
+    assert found[series("connections_accepted_total", forward="web", proto="tcp")] == 5
+    assert by(found, "connections_closed_total", "outcome") == {"remote-proxy-failed": 4}
 
 
 # The life of the program.
