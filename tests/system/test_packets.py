@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests import processes
+from tests.conftest import StartForwarder
 from tests.deadline import until
 from tests.peers import require_root
-from tests.sockets import Ending, connect, finish, read_exactly, read_to_end, unsent
+from tests.ports import free_port
+from tests.sockets import Ending, Listener, connect, finish, read_exactly, read_to_end, unsent
 from tests.system.conftest import StartRoute
 
 ETH_P_IP = 0x0800
@@ -132,3 +135,19 @@ def test_bytes_without_a_fin_are_not_held_back(route: StartRoute, wire: Wire) ->
         assert read_to_end(pair.client) == Ending(b"", "EOF")
         sent = data(wire.packets(source=here.address[1], target=pair.client.getsockname()[1]))
         assert sent == [(b"pong", False), (b"one", False), (b"two", False), (b"", True)]
+
+
+def test_who_the_client_is_goes_with_its_first_words(
+    forwarder: StartForwarder, listener: Listener, wire: Wire
+) -> None:
+    """One packet has the PROXY header, what the client has said, and the last ACK of the handshake."""
+    port = free_port()
+    here = forwarder(f"127.0.0.1 {port} {listener.host} {listener.port} [send-proxy=v2]\n", workers=1)
+    with processes.stopped(*here.serving()):
+        client = connect(("127.0.0.1", port))
+        client.sendall(b"hello")
+        until(lambda: not unsent(client), what="the words at the forwarder")
+    with client, listener.accept() as backend:
+        assert read_exactly(backend, 33).endswith(b"hello")
+        first, second, *_ = wire.packets(target=listener.port)
+        assert (first.flags, len(second.payload), second.payload[-5:]) == (SYN, 33, b"hello")
