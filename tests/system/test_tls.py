@@ -292,6 +292,19 @@ def test_a_client_that_says_nothing_has_its_time(
     assert forward.last_word() == "remote-tls-failed -"
 
 
+def test_a_client_that_ends_in_its_greeting_is_not_waited_for(
+    start: Start, authority: Authority, listener: Listener
+) -> None:
+    """Half a greeting and a FIN at once: epoll tells of both in one event, and never again."""
+    options = f"tls-accept, cert={authority.server()}, handshake-timeout=60"
+    forward = start(options, listener.address, workers=1)
+    with connect(forward.address) as client:
+        with processes.stopped(*forward.running.serving()):
+            client.sendall(hello_with(b"localhost")[:100])
+            finish(client)
+        assert read_to_end(client).data == b""
+
+
 def test_a_backend_that_says_nothing_has_its_time(
     start: Start, authority: Authority, listener: Listener
 ) -> None:
