@@ -35,7 +35,7 @@ check: $(VENV)/.installed-dev
 	$(PY) -m mypy --strict
 	$(PY) -m mypy --strict deploy/demo/demo.py
 	$(PY) -m mypy --strict deploy/grafana/dashboard.py
-	@if command -v mandoc >/dev/null; then mandoc -T lint -W warning docs/fastfwd.8; fi
+	@if command -v mandoc >/dev/null; then mandoc -T lint -W warning docs/*.[18]; fi
 
 bench: $(VENV)/.installed-bench
 	$(PY) -m bench

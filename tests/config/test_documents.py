@@ -189,11 +189,12 @@ def test_the_example_in_yaml_is_right() -> None:
     assert problems == []
 
 
-def test_the_manual_page_is_clean() -> None:
+@pytest.mark.parametrize("page", ["fastfwd.8", "fastfwd-stunnel2conf.1"])
+def test_a_manual_page_is_clean(page: str) -> None:
     """As mandoc(1) sees it."""
     mandoc = require_peer("mandoc")
     done = subprocess.run(
-        [mandoc, "-T", "lint", "-W", "warning", str(DOCS / "fastfwd.8")],
+        [mandoc, "-T", "lint", "-W", "warning", str(DOCS / page)],
         capture_output=True,
         text=True,
         check=False,
