@@ -27,7 +27,8 @@ run: $(VENV)/.installed
 	@$(PY) deploy/demo/demo.py
 
 test: check
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile -m "not alone and not campaign"
+	$(PY) -m pytest -m "alone and not campaign"
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

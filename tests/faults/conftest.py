@@ -7,6 +7,8 @@ the campaign. `pytest tests/faults -m campaign` runs these in small.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -23,6 +25,8 @@ def compared(*others: Kind) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("kind", ["fastfwd", *others], indirect=True)
 
 
+HERE: Final = Path(__file__).parent
+
 PASSED = pytest.StashKey[bool]()
 
 
@@ -34,8 +38,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # the option -m is obeyed by the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Rows of other programs are for the campaign: nothing is asserted of them."""
+    """Rows of other programs are for the campaign: nothing is asserted of them. No other test runs beside
+    a fault."""
     for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("alone")
         callspec = getattr(item, "callspec", None)
         kind = callspec.params.get("kind") if callspec else None
         if item.get_closest_marker("row") and kind not in (None, "fastfwd"):

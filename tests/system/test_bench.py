@@ -19,6 +19,8 @@ from tests import deadline, processes
 from tests.deadline import until
 from tests.peers import require_peer
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "bench", "--quick", "--contender", "fastfwd-1"]
 

@@ -14,6 +14,8 @@ from bench.lab import Lab
 from bench.processes import family
 from tests.peers import require_peer
 
+pytestmark = pytest.mark.alone
+
 FLOWS = 100
 
 

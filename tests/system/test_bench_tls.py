@@ -17,6 +17,8 @@ from bench.processes import HOST
 from bench.scenarios import SCENARIOS
 from tests.peers import require_peer
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:

@@ -53,6 +53,8 @@ from tests.system.metrics import (
 from tests.system.namespaces import Sandbox
 from tests.system.test_faults_injected import injected
 
+pytestmark = pytest.mark.alone
+
 HOST = "127.0.0.1"
 
 ANYWHERE = f"metrics {HOST}:0\n"

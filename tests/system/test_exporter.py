@@ -41,6 +41,8 @@ from tests.system.metrics import (
     total,
 )
 
+pytestmark = pytest.mark.alone
+
 HOST = "127.0.0.1"
 
 ANYWHERE = f"metrics {HOST}:0\n"

@@ -38,6 +38,8 @@ from tests.sockets import (
 )
 from tests.system.namespaces import Sandbox
 
+pytestmark = pytest.mark.alone
+
 MIB = 1 << 20
 
 SIZE = 4 * MIB

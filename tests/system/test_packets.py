@@ -18,6 +18,8 @@ from tests.ports import free_port
 from tests.sockets import Ending, Listener, connect, finish, read_exactly, read_to_end, unsent
 from tests.system.conftest import StartRoute
 
+pytestmark = pytest.mark.alone
+
 ETH_P_IP = 0x0800
 FIN, SYN, ACK = 1, 2, 16
 

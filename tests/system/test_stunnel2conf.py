@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -287,9 +289,15 @@ CORPUS = (
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a certificate, its key, both in one, its CA, and a shared secret."""
-    directory = tmp_path_factory.mktemp("stunnel")
+def files() -> Iterator[Path]:
+    """A directory with a certificate, its key, both in one, its CA, and a shared secret. Its name is short:
+    of long lines only the beginning is repeated."""
+    with tempfile.TemporaryDirectory() as name:
+        yield filled_directory(Path(name))
+
+
+def filled_directory(directory: Path) -> Path:
+    """The same, with what belongs there."""
     authority = trustme.CA()
     made = authority.issue_cert("localhost", "example.org")
     authority.cert_pem.write_to_path(str(directory / "ca.pem"))
