@@ -38,8 +38,6 @@ from tests.sockets import (
 )
 from tests.system.namespaces import Sandbox
 
-pytestmark = pytest.mark.alone
-
 MIB = 1 << 20
 
 SIZE = 4 * MIB

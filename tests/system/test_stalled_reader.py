@@ -36,8 +36,6 @@ from tests.sockets import (
 )
 from tests.system.conftest import Pair, Route, StartRoute
 
-pytestmark = pytest.mark.alone
-
 KIB, MIB = 1 << 10, 1 << 20
 GIGABYTE = 1_000_000_000
 

@@ -33,8 +33,6 @@ from tests.servers import echo, serve
 from tests.sockets import Address, connect, read_exactly, read_to_end
 from tests.system.browser import open_browser, show_at
 
-pytestmark = pytest.mark.alone
-
 HOST = "127.0.0.1"
 METRICS = f"metrics {HOST}:0\n"
 LONG = "n" * 1000

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-import pytest
-
 from tests import processes
 from tests.deadline import until
 from tests.sockets import connect, finish, read_to_end
 from tests.system.conftest import StartRoute
-
-pytestmark = pytest.mark.alone
 
 PATIENCE = 15
 """Seconds: five ticks of one second, and a machine that is busy."""
