@@ -148,7 +148,7 @@ def test_a_moved_name_is_followed_in_time(files: Place, behind: Server, forwarde
     running = files.inside.call(forwarder, f"127.0.0.1 {port} backend {behind.port}\ndns-refresh 1\n")
     files.hosts("127.0.0.1 backend")
     running.wait_said("backend is now 127.0.0.1")
-    assert echoes(files, port)
+    until(lambda: echoes(files, port), what="the new address")  # the workers are told as it is said
 
 
 def test_a_forward_has_its_own_pace(files: Place, behind: Server, forwarder: StartForwarder) -> None:
@@ -174,7 +174,7 @@ def test_dials_that_fail_have_the_name_looked_up(
     files.hosts("127.0.0.1 backend")
     assert not any(echoes(files, port) for _ in range(3))
     running.wait_said("backend is now 127.0.0.1")
-    assert echoes(files, port)
+    until(lambda: echoes(files, port), what="the new address")  # the workers are told as it is said
 
 
 def test_one_family_only(files: Place, behind: Server, forwarder: StartForwarder) -> None:
