@@ -1,6 +1,6 @@
 """TLS as a configuration asks for it: contexts of the ssl module, made of bytes.
 
-config/certificates makes them to see whether they can be made, worker/main to serve with. Files
+config/encryption makes them to see whether they can be made, worker/main to serve with. Files
 have been read before, by the supervisor, which may. What the ssl module does not offer is
 at the end: a key of session tickets that all workers have.
 """
@@ -30,7 +30,6 @@ TICKET_KEY: Final = 80
 TICKETS_HOLD: Final = 6 * 3600
 """Seconds of one key."""
 
-
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 """What a client may ask for (RFC 6066, 3) and be repeated."""
 
@@ -46,7 +45,8 @@ class Accepting:
     def __init__(self, wanted: TlsAccept) -> None:
         """Raises Refused."""
         self.contexts = [_server(wanted, each) for each in wanted.certificates]
-        self._clients = b"%d" % wanted.client_required + (wanted.client_ca or b"")
+        names = [each.names for each in wanted.certificates]
+        self._identity = repr((wanted.client_required, wanted.client_ca, names)).encode()
         self.context = self.contexts[0]
         """For clients that ask for no name, or for one that no certificate has."""
         self._named: dict[str, ssl.SSLContext] = {}
@@ -60,10 +60,10 @@ class Accepting:
         return self.context.wrap_bio(incoming, outgoing, server_side=True)
 
     def tickets(self, secret: bytes) -> bool:
-        """Seal session tickets with a key made of `secret`; returns whether that can be done. Who goes on
-        with a session is not asked for a certificate again, so a ticket is good only where the same is
-        asked of clients."""
-        key = shake_256(secret + self._clients).digest(TICKET_KEY)
+        """Seal session tickets with a key made of `secret`; returns whether that can be done. When a session
+        is resumed neither side shows a certificate again, so a ticket is good only where those for the same
+        names are shown, and the same ones are asked for."""
+        key = shake_256(secret + self._identity).digest(TICKET_KEY)
         return all(set_ticket_key(context, key) for context in self.contexts)
 
     def _asked(self, tls: Any, name: str | None, context: ssl.SSLContext) -> None:

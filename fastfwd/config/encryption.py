@@ -31,7 +31,6 @@ EVERYBODY: Final = 0o007
 
 EXPIRED, NOT_YET = 10, 9  # X509_V_ERR_CERT_HAS_EXPIRED, _NOT_YET_VALID (openssl/x509_vfy.h)
 
-
 LONGEST_NAME: Final = 4096  # bytes, PATH_MAX: of several files it must be clear which
 
 

@@ -730,6 +730,26 @@ def test_a_ticket_does_not_stand_for_a_certificate(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+def test_a_ticket_is_not_good_for_another_name(
+    forwarder: StartForwarder, authority: Authority, backend: StartServer, version: str
+) -> None:
+    """Who resumes a session looks at no certificate: one that was led elsewhere has to."""
+    behind = backend(echo)
+    ports = free_port(), free_port()
+    certs = authority.server(), authority.server(NAME, "other.example.org")
+    forwarder(
+        "".join(
+            f"{HOST} {port} {HOST} {behind.port} [tls-accept, cert={cert}]\n"
+            for port, cert in zip(ports, certs, strict=True)
+        )
+    )
+    context = authority.trusting(version=version)
+    _, ticket = visit(authority, (HOST, ports[0]), context, None)
+    reused, _ = visit(authority, (HOST, ports[1]), context, ticket)
+    assert not reused
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_clients_certificate_is_remembered_with_its_ticket(
     start: Start, authority: Authority, backend: StartServer, version: str
 ) -> None:
