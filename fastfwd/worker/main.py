@@ -36,7 +36,7 @@ from fastfwd.relay.pump import Tally
 from fastfwd.relay.splicing import movers
 from fastfwd.tls import Contexts, not_raised
 from fastfwd.worker.accept import Listener
-from fastfwd.worker.access import Judge, compile_rules
+from fastfwd.worker.access import Judge, Scope, compile_rules
 from fastfwd.worker.arrival import Arrival
 from fastfwd.worker.balance import Balancer, Member
 from fastfwd.worker.check import Check
@@ -336,17 +336,18 @@ class Worker:
             event_log = EventLog(next(arrived), line, self.row, self.scoreboard.shared)
         listeners: Listeners = {}
         contexts = Contexts(table.secret, self._contexts)
+        scopes: dict[int, Scope] = {}  # for as long as the table lives
         for entry in table.entries:
             sock = _adopt(next(arrived)) if entry.fresh else self._listeners[entry.key].sock
-            listeners[entry.key] = self._listener(entry, sock, table, contexts)
+            listeners[entry.key] = self._listener(entry, sock, table, contexts, scopes)
         self._prepared = (table.generation, listeners, event_log, table.limits, contexts)
         self.channel.send({**answer, "error": None})
 
     def _listener(
-        self, entry: Entry, sock: Socket, table: Table, contexts: Contexts
+        self, entry: Entry, sock: Socket, table: Table, contexts: Contexts, scopes: dict[int, Scope]
     ) -> Listener | UdpListener:
         forward = entry.forward
-        judge = compile_rules((table.rules, forward.rules))
+        judge = compile_rules((table.rules, forward.rules), scopes)
         if judge is not None and forward.listen.unix:
             judge = _of_addresses(judge) if forward.proxy_from else None
         rates = None

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfwd.model import AccessRule, Outcome
-from fastfwd.worker.access import compile_rules, explain
+from fastfwd.worker.access import Scope, compile_rules, explain
 from tests import deadline
 
 Rules = list[AccessRule]
@@ -228,3 +228,17 @@ def test_the_global_scope_speaks_first() -> None:
 def test_a_pattern_with_many_stars_does_not_stall(pattern: str) -> None:
     """No client can choose an address for which a pattern takes the worker's time."""
     assert judged([[AccessRule(False, pattern)]], ":".join(["1111"] * 8)) is None
+
+
+def test_a_shared_scope_is_compiled_once() -> None:
+    """Forwards with the same rules have the same patterns; what each has of its own is its own."""
+    shared = (AccessRule(False, "192.0.2.0/24"),)
+    compiled: dict[int, Scope] = {}
+    one = compile_rules((shared, ()), compiled)
+    before = dict(compiled)
+    own = (AccessRule(False, "198.51.100.7"),)
+    other = compile_rules((shared, own), compiled)
+    assert one is not None
+    assert other is not None
+    assert [judge("198.51.100.7") for judge in (one, other)] == [None, Outcome.DENIED]
+    assert compiled[id(shared)] is before[id(shared)]
