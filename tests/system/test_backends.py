@@ -16,7 +16,7 @@ from tests.forwarder import Forwarder
 from tests.ports import free_port
 from tests.servers import Server, banner, serve
 from tests.sockets import Address, connect, finish, read_to_end
-from tests.system.metrics import by, metrics_url, scrape
+from tests.system.metrics import by, metrics_url, scrape, series
 
 StartBackends = Callable[[int], list[Server]]
 
@@ -105,7 +105,7 @@ def test_one_that_fails_is_left_out(forwarder: StartForwarder, backends: StartBa
     found = scrape(metrics_url(running))
     gone = f"{servers[0].host}:{servers[0].port}/tcp"
     assert by(found, "backend_connect_failures_total", "backend", reason="refused")[gone] == 2
-    assert by(found, "backend_up", "backend").get(gone, 0) == 0
+    assert found[series("backend_up", forward=f"{address[0]}:{address[1]}/tcp", backend=gone)] == 0
 
 
 def test_a_failure_seen_by_one_worker_counts_for_all(

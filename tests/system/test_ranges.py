@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.conftest import StartForwarder
 from tests.datagrams import UdpBackend, ask, udp_client
 from tests.forwarder import Forwarder
@@ -64,6 +66,17 @@ def test_all_ports_to_one(inside: Sandbox, forwarder: StartForwarder) -> None:
         inside.call(forwarder, f"127.0.0.1 {FIRST}-{FIRST + 2} 127.0.0.1 {BEHIND}\n")
         for each in range(3):
             assert reaches(inside, ("127.0.0.1", FIRST + each), backend)
+
+
+def test_rules_are_there_once(inside: Sandbox, forwarder: StartForwarder, tmp_path: Path) -> None:
+    """A hundred ports with twenty thousand networks have hardly more memory than one port with them."""
+    listed = tmp_path / "blocked"
+    listed.write_text("".join(f"10.{number >> 8}.{number & 255}.0/24\n" for number in range(20_000)))
+    memory = []
+    for ports in (f"{FIRST}", f"{FIRST + 100}-{FIRST + 199}"):
+        config = f"127.0.0.1 {ports} 127.0.0.1 {BEHIND}\ndeny @{listed}\n"
+        memory.append(processes.rss(inside.call(forwarder, config, workers=1).worker()))
+    assert memory[1] < memory[0] + (16 << 20)  # the networks alone take some 10 MiB
 
 
 def test_a_range_of_datagrams(inside: Sandbox, forwarder: StartForwarder) -> None:
