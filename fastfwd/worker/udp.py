@@ -54,7 +54,7 @@ DATAGRAMS_RECEIVED: Final = int(ForwardCell.DATAGRAMS_RECEIVED)
 DATAGRAMS_SENT: Final = int(ForwardCell.DATAGRAMS_SENT)
 
 EVICTIONS: Final = 16
-"""Flows that one newcomer ends at most, where a reload has lowered the limit: 0.3 ms."""
+"""Flows that one newcomer ends at most, where a reload has lowered the limit."""
 
 SO_MEMINFO: Final = 55  # asm-generic/socket.h
 IP_PKTINFO: Final = 8  # linux/in.h; the socket module has no name for it
