@@ -3,6 +3,7 @@
 #   make run          set up .venv and start the demonstration in the foreground
 #   make test         every check and every test (peers that are not installed are skipped)
 #   make check        lint, format and types only
+#   make check-deploy each file in deploy/ by the tool that will read it; packages built and installed
 #   make bench        measure everything and write the report: 45 minutes, best as root on an idle machine
 #   make bench-quick  one short round of the same, to look at: two minutes
 #   make faults       the whole campaign of faults (55 minutes), and its table in docs/reliability.md: best as root
@@ -18,7 +19,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-quick faults soak rsync-tls clean
+.PHONY: help run test check check-deploy bench bench-quick faults soak rsync-tls clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -27,8 +28,8 @@ run: $(VENV)/.installed
 	@$(PY) deploy/demo/demo.py
 
 test: check
-	$(PY) -m pytest -n 2 --dist loadfile -m "not alone and not campaign"
-	$(PY) -m pytest -m "alone and not campaign"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not alone and not campaign and not package"
+	$(PY) -m pytest -m "alone and not campaign and not package"
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
@@ -37,6 +38,9 @@ check: $(VENV)/.installed-dev
 	$(PY) -m mypy --strict deploy/demo/demo.py
 	$(PY) -m mypy --strict deploy/grafana/dashboard.py
 	@if command -v mandoc >/dev/null; then mandoc -T lint -W warning docs/*.[18]; fi
+
+check-deploy: $(VENV)/.installed-dev
+	$(PY) -m pytest tests/deploy
 
 bench: $(VENV)/.installed-bench
 	$(PY) -m bench
