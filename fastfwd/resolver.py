@@ -21,7 +21,7 @@ THREADS: Final = 8
 """Questions asked at the same time: one dead name server must not hold up every name."""
 
 
-def main(channel: Channel, account: Account | None) -> int:
+def main(channel: Channel, account: Account) -> int:
     """Answer {"op": "lookup", "host"} with {"op": "found", "host", "addresses"} or
     {"op": "failed", "host", "reason", "definitive"} until the supervisor is gone.
     Returns the exit status."""

@@ -37,6 +37,9 @@ RELOADED = {"fastfwd": "reloaded:", "haproxy": "Loading success."}
 REFUSED = {"fastfwd": "reload refused:", "haproxy": "Loading failure!"}
 """What they write when a reload is done, or refused. C rinetd says neither."""
 
+UPGRADED = "has taken over"
+"""What the old program says in a hot upgrade."""
+
 WORKER = re.compile(r"fastfwd-w(\d+)")
 RESOLVER = "fastfwd-dns"
 EXPORTER = "fastfwd-metrics"
@@ -112,6 +115,8 @@ class Forwarder:
         self.worker_count = workers
         self.closed = False
         self.expected_return = {0}
+        self.successor: int | None = None
+        """The program that has taken over in a hot upgrade: it is not our child."""
         self.configure(config)
         # HAProxy has a master, which reloads, and a worker, which serves.
         start = ["-W", "-f"] if kind == "haproxy" else ["-f", "-c"]
@@ -156,7 +161,10 @@ class Forwarder:
 
     @property
     def pid(self) -> int:
-        """The supervisor's process (HAProxy's master, the only one of C rinetd)."""
+        """The supervisor's process (HAProxy's master, the only one of C rinetd); the one that serves, after
+        an upgrade."""
+        if self.successor is not None:
+            return self.successor
         # Another command before it may have become it (ip netns exec) or have it as a child (strace).
         for found in (self.process.pid, *(child.pid for child in processes.children(self.process.pid))):
             if processes.arguments(found)[:1] == program(self.kind)[:1]:
@@ -206,7 +214,8 @@ class Forwarder:
 
     def running(self) -> bool:
         """Whether the program has not ended."""
-        return self.process.poll() is None
+        ended = self.process.poll() is not None
+        return not ended if self.successor is None else processes.alive(self.successor)
 
     # What it says
 
@@ -295,6 +304,18 @@ class Forwarder:
         self.hup()
         self.wait_reloaded(before + 1)
 
+    def upgrade(self, seconds: float = 20) -> int:
+        """Have it start anew and hand over; the process that serves from then on. Sessions may still
+        be in those before."""
+        before = self.said(UPGRADED)
+        ready = self.said(READY["fastfwd"])
+        self.send(signal.SIGUSR2)
+        self.wait_said(UPGRADED, before + 1, seconds)
+        self.wait_said(READY["fastfwd"], ready + 1, seconds)
+        said = [line for line in self.stderr().splitlines() if UPGRADED in line]
+        self.successor = int(re.findall(r"process (\d+)", said[-1])[0])
+        return self.successor
+
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 15) -> int:
         """Send `number`, wait for the end, return the exit status (negative: died by that signal)."""
         if self.running():
@@ -302,7 +323,9 @@ class Forwarder:
         return self.wait(seconds)
 
     def wait(self, seconds: float = 15) -> int:
-        """Wait for its end; return the exit status."""
+        """Wait for its end; return the exit status, after an upgrade that of the first program."""
+        if self.successor is not None:
+            until(lambda: not self.running(), seconds, "the end of the program")
         return self.process.wait(deadline.seconds(seconds))
 
     # The end

@@ -236,6 +236,27 @@ METRICS: Final = (
         _one(lambda status: status.config.reload_failures),
     ),
     Metric(
+        "fastfwd_upgrades_total",
+        "counter",
+        (),
+        "Hot upgrades that led from the first program to this one.",
+        _one(lambda status: status.upgrades.done),
+    ),
+    Metric(
+        "fastfwd_upgrade_failures_total",
+        "counter",
+        (),
+        "Hot upgrades of this program that have failed.",
+        _one(lambda status: status.upgrades.failures),
+    ),
+    Metric(
+        "fastfwd_previous_sessions",
+        "gauge",
+        (),
+        "Sessions open in the programs that this one has replaced.",
+        _one(lambda status: status.upgrades.previous_sessions),
+    ),
+    Metric(
         "fastfwd_connections_accepted_total",
         "counter",
         FORWARD,

@@ -43,6 +43,9 @@ from fastfwd.observe.status import Status
 BEAT: Final = 1.0
 """Seconds between two words to the supervisor, whose watchdog kills a silent child."""
 
+FAREWELL: Final = 2.0
+"""Seconds for answers that have begun when another program takes over."""
+
 NICENESS: Final = 5
 """A scrape's arithmetic must wait for the bytes of clients, not they for it (nice(2))."""
 
@@ -148,6 +151,10 @@ class Exporter:
             if self._lent is not None:  # another one is wanted by now
                 os.close(self._lent)
             self._lent = descriptors[0] if descriptors else None
+        elif operation == "retire":
+            # Another program's exporter has the port; who has asked us already is answered.
+            self._server.deafen()
+            asyncio.get_running_loop().call_later(FAREWELL, self._stopped.set)
         elif operation == "stop":
             self._stopped.set()
 

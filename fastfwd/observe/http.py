@@ -161,12 +161,16 @@ class HttpServer:
             self._loop.remove_reader(earlier)
             earlier.close()
 
-    def close(self) -> None:
-        """Stop listening, drop all connections."""
+    def deafen(self) -> None:
+        """Stop listening; whoever is here is answered."""
         if self._listener is not None:
             self._loop.remove_reader(self._listener)
             self._listener.close()
             self._listener = None
+
+    def close(self) -> None:
+        """Stop listening, drop all connections."""
+        self.deafen()
         for connection in (*self._waiting, *self._ready):
             connection.close()
         self._ready.clear()

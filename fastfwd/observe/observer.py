@@ -49,6 +49,7 @@ from fastfwd.observe.status import (
     Rates,
     Status,
     Totals,
+    Upgrades,
     WorkerStatus,
 )
 
@@ -230,6 +231,11 @@ class Observer:
                 last_reload=own[SupervisorCell.RELOADED] / 1e9,
                 reloads=own[SupervisorCell.RELOADS],
                 reload_failures=own[SupervisorCell.RELOAD_FAILURES],
+            ),
+            upgrades=Upgrades(
+                done=own[SupervisorCell.UPGRADES],
+                failures=own[SupervisorCell.UPGRADE_FAILURES],
+                previous_sessions=own[SupervisorCell.PREVIOUS_SESSIONS],
             ),
             workers_configured=len(workers),
             workers_running=sum(worker.running for worker in workers),

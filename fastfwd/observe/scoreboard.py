@@ -61,6 +61,11 @@ class SupervisorCell(enum.IntEnum):
     """When one was applied last."""
     LOOKUPS = 7
     LOOKUP_FAILURES = 8
+    UPGRADES = 9
+    """Hot upgrades from the first program to this one."""
+    UPGRADE_FAILURES = 10
+    PREVIOUS_SESSIONS = 11
+    """Open now in the programs that this one has replaced."""
 
 
 class State(enum.IntEnum):

@@ -168,6 +168,16 @@ class ConfigStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Upgrades:
+    """Hot upgrades: how many led from the first program to this one, how many of this one's have failed,
+    and how many sessions the programs that it has replaced still have."""
+
+    done: int
+    failures: int
+    previous_sessions: int
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """Sums over all forwards, also those that are gone."""
 
@@ -191,6 +201,7 @@ class Status:
     started: float
     state: str
     config: ConfigStatus
+    upgrades: Upgrades
     workers_configured: int
     workers_running: int
     log: dict[str, int]

@@ -90,8 +90,10 @@ def text(status: dict[str, Any], width: int | None = None) -> str:
     config = status["config"]
     up = f", up {duration(now - status['started'])}" if status["started"] else ""
     reloads = f"reloads: {config['reloads']}, refused: {config['reload_failures']}"
+    before = status["upgrades"]["previous_sessions"]
+    older = f", {before} more of the program before an upgrade" if before else ""
     head = [
-        f"fastfwd {status['version']}, process {status['pid']}: {status['state']}{up}",
+        f"fastfwd {status['version']}, process {status['pid']}: {status['state']}{up}{older}",
         f"{config['file']}, applied {moment(config['last_reload'])}; {reloads}",
     ]
     shown = [each for each in status["forwards"] if each["configured"] or each["active"]]
@@ -111,6 +113,8 @@ def _warnings(status: dict[str, Any]) -> list[str]:
     found = []
     if not status["config"]["last_reload_successful"]:
         found.append("the last reload was refused: the configuration from before it serves")
+    if failures := status["upgrades"]["failures"]:
+        found.append(f"{failures} hot upgrades have failed: the log says why")
     missing = status["workers_configured"] - status["workers_running"]
     if missing:
         found.append(f"{missing} of {status['workers_configured']} workers do not serve")

@@ -74,6 +74,17 @@ class Books:
         else:
             self._own.add(SupervisorCell.RELOAD_FAILURES)
 
+    # -- hot upgrades
+
+    def upgrade_failed(self) -> None:
+        """A new program has not taken over."""
+        self._own.add(SupervisorCell.UPGRADE_FAILURES)
+
+    def upgraded(self, times: int, left: int) -> None:
+        """This is the program of upgrade number `times`; those before it have `left` sessions."""
+        self._own.put(SupervisorCell.UPGRADES, times)
+        self._own.put(SupervisorCell.PREVIOUS_SESSIONS, left)
+
     # -- workers
 
     def born(self, worker: Child) -> None:

@@ -20,7 +20,7 @@ from fastfwd.observe.scoreboard import Scoreboard
 from fastfwd.supervisor.restart import after_death
 from fastfwd.worker import main as worker
 from fastfwd.worker.limits import Census
-from fastfwd.worker.privileges import Account, drop
+from fastfwd.worker.privileges import Account, drop, hide_memory
 
 RESOLVER: Final = -1
 EXPORTER: Final = -2
@@ -86,10 +86,12 @@ class _Slot:
 @dataclass(slots=True)
 class Children:
     """`living` maps slots to children. `account` is who they become; `abandon` is called
-    in each new child to let go of everything that is the supervisor's."""
+    in each new child to let go of everything that is the supervisor's, `stranger` with the process
+    number of whoever else has ended, and in words how."""
 
-    account: Account | None
+    account: Account
     abandon: Callable[[], None]
+    stranger: Callable[[int, str], None]
     scoreboard: Scoreboard
     census: Census
     living: dict[int, Child] = field(default_factory=dict)
@@ -116,6 +118,11 @@ class Children:
         # A signal between fork and the child's own handlers would be noted in the
         # parent's pipe; it waits until the child has none of the parent's any more.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        # Without root, children have our account. Where we have rights that they must not get, our
+        # memory is closed to them, and open for the moment in which their files are opened.
+        hides = self.account.uid is None and self.account.given != 0
+        if hides:
+            hide_memory(hidden=False)
         try:
             pid = os.fork()
             if pid == 0:
@@ -129,6 +136,8 @@ class Children:
             theirs.close()
             os.close(gate)
             os.close(key)
+            if hides:
+                hide_memory(hidden=True)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         self.living[slot] = child
         self._slots[slot].due = None
@@ -144,12 +153,13 @@ class Children:
                 break
             if pid == 0:
                 break
-            child = next((each for each in self.living.values() if each.pid == pid), None)
-            if child is None:
-                continue  # not ours: we are process 1 of a container
-            del self.living[child.slot]
             code = os.waitstatus_to_exitcode(status)
             words = f"killed by signal {-code}" if code < 0 else f"exited with status {code}"
+            child = next((each for each in self.living.values() if each.pid == pid), None)
+            if child is None:
+                self.stranger(pid, words)  # of an upgrade; or not ours: we are process 1 of a container
+                continue
+            del self.living[child.slot]
             entry = self._slots[child.slot]
             entry.failures, delay = after_death(entry.failures, now - child.born)
             entry.due = now + delay
@@ -191,7 +201,7 @@ class Children:
         """In the new process: become what belongs into `slot`, and never return."""
         status = worker.CANNOT_START
         account = self.account
-        if account is not None and slot < 0:
+        if slot < 0:
             account = replace(account, capabilities=0)
         try:
             os.read(gate, 1)  # the end of the pipe: the parent is done, or gone

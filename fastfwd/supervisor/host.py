@@ -83,6 +83,12 @@ def let_go() -> None:
     os.close(null)
 
 
+def speak_on(descriptor: int) -> None:
+    """Have `descriptor` as standard error, instead of what is it now."""
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
 class SyslogHandler(logging.Handler):
     """Messages to syslog(3), facility daemon."""
 

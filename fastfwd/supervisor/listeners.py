@@ -1,8 +1,9 @@
 """The listening sockets: one SO_REUSEPORT group per forward, one socket per slot.
 
-They are opened and kept here and lent to workers, because closing one resets the
-clients in its queue (measured: 9 of 20), and a queue kept open survives its worker
-(0 of 20). supervisor/main opens them at start, supervisor/reload at every reload.
+They are opened, or found among those that were open before us (supervisor/inherited), kept
+here and lent to workers, because closing one resets the clients in its queue (measured: 9 of
+20), and a queue kept open survives its worker (0 of 20). supervisor/main opens them at start,
+supervisor/reload at every reload.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from fastfwd.config.wording import counted
 from fastfwd.model import Address, Config, ConfigError, Endpoint, Forward, Problem, Protocol
-from fastfwd.supervisor.unixsocket import UnixListener, open_unix
+from fastfwd.supervisor.inherited import Inherited
+from fastfwd.supervisor.unixsocket import UnixListener, adopt_unix, name, open_unix
 from fastfwd.worker.dial import NO_ROOM, tune
 from fastfwd.worker.udp import ask_for_address, is_any
 
@@ -59,9 +62,10 @@ def places(config: Config, hosts: Mapping[str, Sequence[Address]]) -> list[Place
 class Listeners:
     """`held` maps a place's key to its sockets, one per slot."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, inherited: Inherited) -> None:
         self.slots = slots
         self.held: dict[str, list[socket.socket]] = {}
+        self._inherited = inherited
         self._files: dict[str, UnixListener] = {}
 
     def open(self, wanted: Sequence[Place], backlog: int | None) -> dict[str, list[socket.socket]]:
@@ -77,14 +81,19 @@ class Listeners:
                 if place.address.family == socket.AF_UNIX:
                     opened[place.key] = self._open_unix(place, backlog)
                     continue
+                if (inherited := self._adopted(place)) is not None:
+                    opened[place.key] = inherited
+                    continue
                 try:
-                    group = self._bind(place, join=False)
+                    group = self._bind(place, [], join=False)
                 except OSError as error:
                     # Two of our own groups may meet while a reload swaps 0.0.0.0 for one
                     # address: a port that we hold ourselves is not somebody else's.
                     if error.errno != errno.EADDRINUSE or not self._ours(place.forward.listen):
                         raise
-                    group = self._bind(place, join=True)
+                    group = self._bind(place, [], join=True)
+            except ConfigError as error:
+                problems += error.problems
             except OSError as error:
                 text = f"cannot listen on {place.forward.listen}: {error.strerror}"
                 problems.append(Problem(place.forward.origin, text))
@@ -120,9 +129,26 @@ class Listeners:
         self.held = {}
 
     def abandon(self) -> None:
-        """In a new child: let go of everything, which is the supervisor's still."""
+        """Let go of everything, which is somebody else's still: the supervisor's, in a new child, or
+        the program's that replaces us."""
         close(self.held)
         self.held = {}
+        self._inherited.close()
+
+    def given(self) -> tuple[dict[str, list[socket.socket]], list[str]]:
+        """What a program that replaces us is to have: the groups held, without repetitions and without
+        Unix sockets whose file is not there any more; and the keys of those that the service manager
+        has too."""
+        groups = {
+            place: list(dict.fromkeys(group))
+            for place, group in self.held.items()
+            if place not in self._files or self._files[place].in_place()
+        }
+        return groups, sorted(self._inherited.shared & groups.keys())
+
+    def own(self) -> None:
+        """The program that we replace has let go of its files: they are ours."""
+        self._files = {place: file._replace(ours=True) for place, file in self._files.items()}
 
     def _close(self, groups: Mapping[str, Sequence[socket.socket]]) -> None:
         for key in groups:
@@ -133,24 +159,55 @@ class Listeners:
     def _open_unix(self, place: Place, backlog: int | None) -> list[socket.socket]:
         # There is no group of such sockets: all slots accept from the same queue.
         longest = BACKLOG if backlog is None else backlog
-        unix = self._files[place.key] = open_unix(place.address.text, place.forward.mode, longest)
-        return [unix.sock] * self.slots
+        path = place.address.text
+        inherited = self._inherited.take(place.key, socket.AF_UNIX, socket.SOCK_STREAM, name(path))
+        if not inherited:
+            unix = self._files[place.key] = open_unix(path, place.forward.mode, longest)
+            return [unix.sock] * self.slots
+        inherited[0].listen(longest)
+        if place.key not in self._inherited.shared:
+            self._files[place.key] = adopt_unix(inherited[0], path, place.forward.mode)
+        return [inherited[0]] * self.slots
+
+    def _adopted(self, place: Place) -> list[socket.socket] | None:
+        """A group made of what we have inherited for `place`; None if that is nothing. Raises
+        ConfigError when it does not suit the workers, OSError."""
+        listen, address = place.forward.listen, place.address
+        kind = KINDS[listen.protocol]
+        found = self._inherited.take(place.key, address.family, kind, (address.text, listen.port))
+        if not found:
+            return None
+        if place.key not in self._inherited.shared:
+            for each in found[self.slots :]:
+                each.close()
+            return self._bind(place, found[: self.slots], join=True)
+        # The service manager has these too: where nobody accepted from one of them, or nobody opened
+        # another one as root, clients would wait in vain.
+        if len(found) > self.slots or (kind == socket.SOCK_DGRAM and len(found) < self.slots):
+            most = "at most " if kind == socket.SOCK_STREAM else ""
+            sockets = f"expected {most}{counted(self.slots, 'socket')} of the service manager's for {listen}"
+            text = f"{sockets}, one for each worker, found {len(found)}"
+            raise ConfigError([Problem(place.forward.origin, text)])
+        self._bind(place, found, join=True, whole=True)
+        return [found[slot % len(found)] for slot in range(self.slots)]
 
     def _ours(self, listen: Endpoint) -> bool:
         kind = KINDS[listen.protocol]
-        return any(
-            group[0].getsockname()[1] == listen.port and group[0].type == kind for group in self.held.values()
-        )
+        groups = (*self.held.values(), *self._inherited.keyed.values())
+        return any(group[0].getsockname()[1] == listen.port and group[0].type == kind for group in groups)
 
-    def _bind(self, place: Place, *, join: bool) -> list[socket.socket]:
+    def _bind(
+        self, place: Place, group: list[socket.socket], *, join: bool, whole: bool = False
+    ) -> list[socket.socket]:
+        """`group`, with a socket for each slot unless it is `whole`, and every option set."""
         listen = place.forward.listen
-        port = listen.port
-        group: list[socket.socket] = []
+        port = group[0].getsockname()[1] if group else listen.port
         try:
-            for _ in range(self.slots):
+            while len(group) < self.slots and not whole:
                 sock = bind(place.address, port, join=join or bool(group), kind=KINDS[listen.protocol])
                 group.append(sock)
                 port = sock.getsockname()[1]
+            for sock in group:
                 if listen.protocol is Protocol.TCP:
                     tune(sock)
                 else:

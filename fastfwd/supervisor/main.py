@@ -28,14 +28,21 @@ from fastfwd.observe.scoreboard import Cell, Scoreboard, State
 from fastfwd.supervisor import host
 from fastfwd.supervisor.books import Books
 from fastfwd.supervisor.children import EXPORTER, RESOLVER, Child, Children
+from fastfwd.supervisor.handover import Handover, HandoverError
+from fastfwd.supervisor.handover import read as read_handover
+from fastfwd.supervisor.inherited import adopted, from_manager
 from fastfwd.supervisor.listeners import Listeners, places
 from fastfwd.supervisor.metrics import MetricsPort
 from fastfwd.supervisor.names import Names, bound, dialled, periods, unbound, unreachable
+from fastfwd.supervisor.notify import Notify
 from fastfwd.supervisor.pidfile import PidFile, PidFileError
+from fastfwd.supervisor.predecessor import Predecessor
 from fastfwd.supervisor.reload import Phase, Reload
 from fastfwd.supervisor.setup import Setup
 from fastfwd.supervisor.signals import Signals
 from fastfwd.supervisor.statusfile import StatusFile
+from fastfwd.supervisor.upgrade import Phase as UpgradePhase
+from fastfwd.supervisor.upgrade import Upgrade
 from fastfwd.worker.limits import Census
 from fastfwd.worker.main import CANNOT_START, Entry, Table
 from fastfwd.worker.privileges import account
@@ -81,21 +88,28 @@ class Options:
 class Supervisor:
     """State of the parent process. `start` raises, `serve` returns an exit status."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, handover: Handover | None = None) -> None:
+        """With a `handover`, this is the new program of a hot upgrade. Raises ConfigError."""
         self.options = options
         config = load(options.file, lenient=options.lenient, directory=options.directory)
         slots = config.workers or host.usable_processors()
         self.scoreboard = Scoreboard(slots, needed(config.forwards) + SPARE)
         self.census = Census(slots)
-        self._secret = os.urandom(32)
+        self._secret = os.urandom(32) if handover is None else bytes.fromhex(handover.secret)
         self.books = Books(self.scoreboard)
         self.setup = Setup(config, [], self.books.assign(config, {}), 1)
-        self.listeners = Listeners(slots)
-        self.metrics = MetricsPort()
+        self._inherited = from_manager() if handover is None else adopted(handover.listeners, handover.shared)
+        self.listeners = Listeners(slots, self._inherited)
+        self.metrics = MetricsPort(self._inherited)
         self.statusfile = StatusFile()
         self.names = Names(self._ask_resolver)
         self.signals = Signals()
-        self.children = Children(account(config), self._abandon, self.scoreboard, self.census)
+        self.notify = Notify()
+        self.children = Children(account(config), self._abandon, self._stranger, self.scoreboard, self.census)
+        self._predecessor = None if handover is None else Predecessor(handover)
+        self._upgrade: Upgrade | None = None
+        self._upgrade_wanted = False
+        self._handed_over = False
         self._pidfile: PidFile | None = None
         self._last_generation = self.setup.generation
         self._reload: Reload | None = None
@@ -105,6 +119,7 @@ class Supervisor:
         self._stop_by: float | None = None
         self._next_tick = 0.0
         self._dropped = 0
+        self._told = 0
         self._ready: Callable[[], None] | None = None
         self._status = 0
 
@@ -132,6 +147,8 @@ class Supervisor:
             self.setup.places = places(self.config, self.names.addresses)
             self.setup.open(self.listeners, self.metrics)
             self._hold(self.setup)
+            for place in self._inherited.close():
+                log.warning("no forward listens on %s: the socket of the service manager is not used", place)
             self._await_names(dialled(self.config), now + BACKEND_NAME_LIMIT)
             problems = unreachable(self.config, self.names)
             problems += check(self.config, addresses=self.names.addresses, is_local=is_local)
@@ -154,7 +171,7 @@ class Supervisor:
         self._note_resolved()
         for slot in range(self.scoreboard.slots):
             self._replace(slot, now)
-        if self._wanted(EXPORTER):
+        if self._predecessor is None and self._wanted(EXPORTER):
             self._replace(EXPORTER, now)
         self._started = True
 
@@ -183,8 +200,14 @@ class Supervisor:
             if self.options.foreground:
                 return
             path = DEFAULT_PIDFILE
+        locked = None
+        if self._predecessor is not None:
+            if self._predecessor.sole:
+                locked = self._predecessor.pidfile(path)
+            elif self._predecessor.has_pidfile(path):
+                return  # until it is sure that we serve
         try:
-            self._pidfile = PidFile(path)
+            self._pidfile = PidFile(path, locked)
         except PidFileError as error:
             raise ConfigError(
                 [Problem(self.config.origin("pidlogfile"), f"pid file {path}: {error}")]
@@ -197,17 +220,25 @@ class Supervisor:
     def serve(self) -> int:
         """Run until stopped or drained. Returns the exit status."""
         self._next_tick = time.monotonic() + TICK
-        while self._stop_by is None or self.children.living:
+        while self._stop_by is None or self.children.living or self._predecessor_lives():
             self._turn(self._patience())
-            if self._draining and not self.children.workers:
-                self._stop()
+            if self._draining and not self._needed():
+                self.stop()
         self._close()
         self.signals.ignore()
-        log.info("stopped")
+        log.info("stopped: process %d", os.getpid())
         return self._status
 
+    def _needed(self) -> bool:
+        """Whether a process that accepts nothing more still has something to do."""
+        answering = self._handed_over and EXPORTER in self.children.living
+        return bool(self.children.workers) or answering or self._predecessor_lives()
+
+    def _predecessor_lives(self) -> bool:
+        return self._predecessor is not None and not self._predecessor.gone
+
     def _patience(self) -> float:
-        if self._reload_wanted and self._reload is None:
+        if (self._reload_wanted or self._upgrade_wanted) and not self._changing():
             return 0.0
         due = self.children.next_due()
         until = self._next_tick if due is None else min(due, self._next_tick)
@@ -223,6 +254,10 @@ class Supervisor:
             poll.register(
                 child.channel.fileno(), select.POLLIN | (select.POLLOUT if child.channel.backlog else 0)
             )
+        if self._predecessor is not None and not self._predecessor.gone:
+            poll.register(self._predecessor.fileno(), select.POLLIN)
+        for descriptor in () if self._upgrade is None else self._upgrade.filenos:
+            poll.register(descriptor, select.POLLIN)
         for descriptor, mask in poll.poll(timeout * 1000):
             if (speaker := heard.get(descriptor)) is None:
                 continue
@@ -238,13 +273,22 @@ class Supervisor:
         if now >= self._next_tick:
             self._next_tick = now + TICK
             self._tick(now)
-        if self._reload is None and self._reload_wanted and self._started:
+        if self._reload_wanted and self._started and not self._changing():
             self._reload_wanted = False
             self.books.reload_begun()
+            self.notify.reloading()
             self._reload = Reload(self, now)
         if self._reload is not None:
             self._reload.step(now)
             self._note_reload()
+        if self._upgrade_wanted and self._ready is None and not self._changing():
+            self._upgrade_wanted = False
+            self._begin_upgrade(now)
+        if self._upgrade is not None:
+            self._upgrade.step(now)
+            self._note_upgrade()
+        if self._predecessor is not None:
+            self._hear_predecessor(self._predecessor)
 
     def _signal(self, number: int, now: float) -> None:
         if number == signal.SIGCHLD:
@@ -255,13 +299,20 @@ class Supervisor:
                 self.reopen_log()
             else:
                 self._reload_wanted = True
+            if self._predecessor is not None:
+                self._predecessor.reopen()
         elif number == signal.SIGUSR1:
             self._drain()
+        elif number == signal.SIGUSR2:
+            if self._draining or self._stop_by is not None:
+                log.warning("draining or stopping: not upgrading")
+            else:
+                self._upgrade_wanted = True
         else:
             if self._stop_by is not None:
                 log.warning("stopping at once")
                 self._stop_by = now
-            self._stop()
+            self.stop()
 
     def _hear(self, child: Child, message: Message) -> None:
         """One message of a child. Anything unexpected is ignored, but said."""
@@ -307,6 +358,8 @@ class Supervisor:
 
     def _tick(self, now: float) -> None:
         self.books.beat()
+        self.notify.beat()
+        self._tell_sessions()
         for child in self.children.living.values():
             self._count_unwritten(child)
             if child.slot == RESOLVER:
@@ -335,6 +388,8 @@ class Supervisor:
         if self._stop_by is not None and now >= self._stop_by:
             for child in self.children.living.values():
                 self.children.kill(child)
+            if self._predecessor is not None and now >= self._stop_by + TICK:
+                self._predecessor.gone = True  # it has a clock of its own for that
 
     # -- children
 
@@ -391,12 +446,39 @@ class Supervisor:
             self._reload.serving(child, generation)
         serving = [worker for worker in self.children.workers if worker.serving]
         if self._ready is not None and len(serving) == self.scoreboard.slots:
-            ready, self._ready = self._ready, None
-            forwards = counted(len(self.config.forwards), "forward")
-            workers = counted(self.scoreboard.slots, "worker")
-            self.books.state(State.SERVING)
-            ready()
-            log.info("ready: %s, %s, process %d", forwards, workers, os.getpid())
+            if self._predecessor is None or self._predecessor.sole:
+                self._begin(self._ready)
+            else:
+                self._predecessor.serving()
+
+    def _begin(self, ready: Callable[[], None]) -> None:
+        """All workers serve, and nobody else does what only one can do."""
+        self._ready = None
+        # Not before: /readyz must not say for a moment that nobody serves.
+        if self._predecessor is not None:
+            self.listeners.own()
+            self.metrics.own()
+            if self._pidfile is None:
+                try:
+                    self._take_pidfile()
+                except ConfigError as error:
+                    log.error("%s", error.problems[0])
+            self._predecessor.pidfile("")
+            if self._wanted(EXPORTER):
+                self._replace(EXPORTER, time.monotonic())
+        self.books.state(State.SERVING)
+        ready()
+        self.notify.ready(self._serves())
+        workers = counted(self.scoreboard.slots, "worker")
+        log.info("ready: %s, %s, process %d", self._forwards(), workers, os.getpid())
+
+    def _forwards(self) -> str:
+        return counted(len(self.config.forwards), "forward")
+
+    def _serves(self) -> str:
+        """What the service manager shows."""
+        sessions = counted(self.scoreboard.total(Cell.SESSIONS), "session")
+        return f"{'draining' if self._draining else 'serving'}: {self._forwards()}, {sessions}"
 
     def _reap(self, now: float) -> None:
         for death in self.children.reap(now):
@@ -420,7 +502,7 @@ class Supervisor:
                 log.critical("%s cannot start; giving up", child.title)
                 self._status = 1
                 self.children.forget(child.slot)
-                self._stop()
+                self.stop()
                 continue
             what_next = "starting another" if wanted else "not replaced"
             log.error("%s (process %d) %s; %s", child.title, child.pid, words, what_next)
@@ -428,6 +510,8 @@ class Supervisor:
     def _wanted(self, slot: int) -> bool:
         """Whether a dead child of `slot` is to have a successor."""
         if self._stop_by is not None:
+            return False
+        if slot == EXPORTER and self._handed_over:
             return False
         if slot == EXPORTER:
             return self.metrics.sock is not None or bool(self.config.statusfile or self.config.stats_interval)
@@ -518,9 +602,102 @@ class Supervisor:
         if self._reload is not None and self._reload.phase in (Phase.DONE, Phase.REFUSED):
             self.books.reload_ended(applied=self._reload.phase is Phase.DONE)
             self._reload = None
+            if self._stop_by is None:
+                self.notify.ready(self._serves())
+
+    def _changing(self) -> bool:
+        """Whether a reload or an upgrade is under way: one at a time."""
+        return self._reload is not None or self._upgrade is not None
 
     def _note_resolved(self) -> None:
         self.books.resolved(self.config.forwards, self.setup.numbers, self.names.resolved)
+
+    # -- a hot upgrade, as the old program
+
+    def _begin_upgrade(self, now: float) -> None:
+        if os.getpid() == 1:
+            # Its end would be that of the container, and of the new program with it.
+            log.error("upgrade failed: this is process 1 of a container; replace the container instead")
+            self.books.upgrade_failed()
+            return
+        self._upgrade = Upgrade(self, now)
+        self._note_upgrade()
+
+    def _note_upgrade(self) -> None:
+        """Forget an upgrade that has failed."""
+        if self._upgrade is not None and self._upgrade.phase is UpgradePhase.FAILED:
+            self.books.upgrade_failed()
+            self._upgrade = None
+
+    def _stranger(self, pid: int, words: str) -> None:
+        """A process has ended that is none of the children."""
+        if self._upgrade is not None:
+            self._upgrade.ended(pid, words)
+            self._note_upgrade()
+
+    def quote(self, words: str) -> None:
+        """Write what the new program says."""
+        log.warning("%s", printable(words))
+
+    def messages(self) -> int:
+        """The standard error of the program that we replace, the caller's from now on."""
+        assert self._predecessor is not None
+        return self._predecessor.messages()
+
+    def handover(self, link: int, messages: int) -> Handover:
+        """What the new program is given; `link` is its end of the link, `messages` our standard error."""
+        groups, shared = self.listeners.given()
+        more, also = self.metrics.given()
+        return Handover(
+            pid=os.getpid(),
+            link=link,
+            messages=messages,
+            listeners={place: [each.fileno() for each in group] for place, group in (groups | more).items()},
+            shared=[*shared, *also],
+            pidfile=None if self._pidfile is None else (self._pidfile.path, self._pidfile.fileno()),
+            secret=self._secret.hex(),
+            upgrades=1 + (0 if self._predecessor is None else self._predecessor.upgrades),
+        )
+
+    def hand_over(self, pid: int) -> None:
+        """Process `pid` serves: accept nothing more, keep nothing that only one program can have, and
+        let the sessions finish."""
+        sessions = counted(self.scoreboard.total(Cell.SESSIONS), "session")
+        log.info("upgraded: process %d has taken over; %s to finish here", pid, sessions)
+        self._draining = self._handed_over = True
+        self._end_reload("handed over")
+        self.listeners.abandon()
+        self.metrics.abandon()
+        self.statusfile.abandon()
+        self._tell_exporter({"op": "retire"})
+        for child in self.children.workers:
+            child.channel.send({"op": "drain", "flows": True})
+        if self._pidfile is not None:
+            self._pidfile.abandon()
+            self._pidfile = None
+        self.notify.handed_over(pid, f"process {pid} has taken over; {sessions} to finish")
+        self.notify.close()
+
+    def _tell_sessions(self) -> None:
+        """Say how many sessions there are here: to the service manager, and to the new program."""
+        sessions = self.scoreboard.total(Cell.SESSIONS)
+        if self._upgrade is not None:
+            before = 0 if self._predecessor is None else self._predecessor.left
+            self._upgrade.left(sessions + before)
+        if self._ready is None and self._stop_by is None and sessions != self._told:
+            self._told = sessions
+            self.notify.status(self._serves())
+
+    # -- a hot upgrade, as the new program
+
+    def _hear_predecessor(self, predecessor: Predecessor) -> None:
+        if predecessor.gone:
+            return
+        predecessor.step()
+        self.books.upgraded(predecessor.upgrades, predecessor.left)
+        serving = all(worker.serving for worker in self.children.workers)
+        if predecessor.sole and serving and self._started and self._ready is not None:
+            self._begin(self._ready)
 
     def next_generation(self) -> int:
         """A number for a table to prepare; each is given once."""
@@ -586,6 +763,7 @@ class Supervisor:
     def _drain(self) -> None:
         if self._draining:
             return
+        self._give_up_upgrade("draining")
         sessions = counted(self.scoreboard.total(Cell.SESSIONS), "session")
         self.books.state(State.DRAINING)
         log.info("draining: no new connections, %s to finish", sessions)
@@ -595,15 +773,26 @@ class Supervisor:
         # empties it before.
         self.listeners.close()
         for child in self.children.workers:
-            child.channel.send({"op": "drain"})
+            child.channel.send({"op": "drain", "flows": False})
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End every session, and then this process."""
         if self._stop_by is None:
             self._stop_by = time.monotonic() + STOP_LIMIT
+            self.notify.stopping("stopping")
+        self._give_up_upgrade("stopping")
+        if self._predecessor is not None:
+            self._predecessor.stop()
         self._end_reload("stopping")
         self.listeners.close()
         for child in self.children.living.values():
             child.channel.send({"op": "stop"})
+
+    def _give_up_upgrade(self, reason: str) -> None:
+        self._upgrade_wanted = False
+        if self._upgrade is not None:
+            self._upgrade.cancel(reason)
+            self._note_upgrade()
 
     def _end_reload(self, reason: str) -> None:
         self._reload_wanted = False
@@ -636,6 +825,11 @@ class Supervisor:
         self.setup.abandon()
         if self._reload is not None:
             self._reload.abandon()
+        if self._upgrade is not None:
+            self._upgrade.close()
+        if self._predecessor is not None:
+            self._predecessor.abandon()
+        self.notify.close()
 
 
 def text(said: object) -> str:
@@ -657,14 +851,26 @@ def run(options: Options) -> int:
     # starts the daemon sees why it does not start.
     log.setLevel(logging.INFO)
     log.handlers = [host.log_to_stderr()]
+    try:
+        handover = read_handover()
+    except HandoverError as error:
+        log.critical("%s", error)
+        return 1
     ready: Callable[[], None] = lambda: None  # noqa: E731
-    if not options.foreground:
+    if handover is not None:
+
+        def ready() -> None:
+            host.speak_on(supervisor.messages())
+            if not options.foreground:
+                log.handlers = [host.SyslogHandler()]
+
+    elif not options.foreground:
         detached = host.detach()
 
         def ready() -> None:
             log.handlers = [host.SyslogHandler()]
             detached()
 
-    supervisor = Supervisor(options)
+    supervisor = Supervisor(options, handover)
     supervisor.start(ready)
     return supervisor.serve()

@@ -15,10 +15,12 @@ from typing import Final
 
 from fastfwd.model import Address, Config, ConfigError, MetricsAddress, Problem
 from fastfwd.observe import PAGE
+from fastfwd.supervisor.inherited import Inherited
 from fastfwd.supervisor.listeners import bind
-from fastfwd.supervisor.unixsocket import UnixListener, open_unix
+from fastfwd.supervisor.unixsocket import UnixListener, adopt_unix, name, open_unix
 
 BACKLOG: Final = 128
+MODE: Final = 0o666
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Opened:
 class MetricsPort:
     """`sock` is the socket held, `page` what the exporter shows at `/`."""
 
-    def __init__(self) -> None:
+    def __init__(self, inherited: Inherited) -> None:
+        self._inherited = inherited
         self.sock: socket.socket | None = None
         self.page = b""
         self._address: MetricsAddress | None = None
@@ -65,15 +68,33 @@ class MetricsPort:
         if address == self._address and self._in_place():
             return Opened(address, None, page, self._unix)
         try:
+            inherited = self._inherited.take(_key(address), *_where(address))
             if address.path is None:
-                return Opened(address, self._listen(address), page)
+                sock = inherited[0] if inherited else self._listen(address)
+                return Opened(address, sock, page)
             # Whoever reaches the directory may ask, as everybody on this host may ask a
             # loopback port; no client's address is in the answer.
-            unix = open_unix(address.path, 0o666, BACKLOG)
+            if inherited:
+                unix = adopt_unix(inherited[0], address.path, MODE)
+            else:
+                unix = open_unix(address.path, MODE, BACKLOG)
             return Opened(address, unix.sock, page, unix)
         except OSError as error:
             text = f"cannot serve metrics on {address}: {error.strerror or error}"
             raise ConfigError([Problem(config.origin("metrics"), text)]) from None
+
+    def given(self) -> tuple[dict[str, list[socket.socket]], list[str]]:
+        """What a program that replaces us is to have; see Listeners.given."""
+        if self.sock is None or self._address is None or not self._in_place():
+            return {}, []
+        key = _key(self._address)
+        return {key: [self.sock]}, [key] if key in self._inherited.shared else []
+
+    def own(self) -> None:
+        """The program that we replace has let go of its file: it is ours."""
+        if self._unix is not None and self._address is not None:
+            ours = _key(self._address) not in self._inherited.shared
+            self._unix = self._unix._replace(ours=ours)
 
     def commit(self, opened: Opened | None) -> bool:
         """Hold what was opened instead of what is held. Returns whether the socket is another
@@ -95,7 +116,8 @@ class MetricsPort:
         self.abandon()
 
     def abandon(self) -> None:
-        """Let go of the socket in a new child, whose closing it means nothing."""
+        """Let go of the socket in a new child, or for the program that replaces us: it is not closed by
+        that."""
         if self.sock is not None:
             self.sock.close()
         self.sock = self._address = self._unix = None
@@ -116,6 +138,19 @@ class MetricsPort:
             sock.close()
             raise
         return sock
+
+
+def _key(address: MetricsAddress) -> str:
+    """What the socket is called when it is handed on."""
+    return f"metrics {address}"
+
+
+def _where(address: MetricsAddress) -> tuple[int, int, tuple[str, int] | str]:
+    """Family, kind and name of the socket."""
+    if address.path is not None:
+        return socket.AF_UNIX, socket.SOCK_STREAM, name(address.path)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    return family, socket.SOCK_STREAM, (address.host, address.port)
 
 
 def discard(opened: Opened | None) -> None:

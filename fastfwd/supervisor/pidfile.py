@@ -19,11 +19,15 @@ class PidFileError(Exception):
 class PidFile:
     """Holds the lock from `__init__` to `remove`."""
 
-    def __init__(self, path: str) -> None:
-        """Write our pid to `path` (absolute). Raises PidFileError: somebody holds it, or
-        it is no regular file; OSError: it cannot be written."""
+    def __init__(self, path: str, locked: int | None = None) -> None:
+        """Write our pid to `path` (absolute). `locked` is a descriptor, ours from now on, that shares the
+        lock of the program that we replace. Raises PidFileError: somebody holds it, or it is no
+        regular file; OSError: it cannot be written."""
         self.path = path
-        stale = self._lock_present()
+        if locked is not None and not self._is_at_path(locked):
+            os.close(locked)
+            locked = None
+        stale = self._lock_present() if locked is None else locked
         temporary = f"{path}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -46,6 +50,10 @@ class PidFile:
             if stale is not None:
                 os.close(stale)
 
+    def fileno(self) -> int:
+        """The locked descriptor."""
+        return self._descriptor
+
     def remove(self) -> None:
         """Remove the file, if it is still ours, and unlock."""
         if self._is_at_path(self._descriptor):
@@ -53,7 +61,8 @@ class PidFile:
         os.close(self._descriptor)
 
     def abandon(self) -> None:
-        """In a forked child: drop our copy. The lock stays with the parent's."""
+        """Drop our copy, in a forked child or for the program that replaces us. The lock stays with the
+        others'."""
         os.close(self._descriptor)
 
     def _lock_present(self) -> int | None:

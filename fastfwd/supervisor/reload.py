@@ -156,13 +156,13 @@ class Reload:
     def _out_of_reach(self) -> list[Problem]:
         """What the living workers have no right to any more."""
         held = self._supervisor.children.account
-        if held is None:
-            return []
+        # A supervisor that is not root, and has not got a right either, cannot gain it by a restart.
+        given_up = ~held.capabilities if held.uid is not None else held.given & ~held.capabilities
         # One line for each option, the first that has it.
         found: dict[str, Problem] = {}
         for forward in self.config.forwards:
             for option, right in needed(forward).items():
-                if right & ~held.capabilities:
+                if right & given_up:
                     why = f"expected no {option!r} before a restart: workers have given up that right"
                     found.setdefault(option, Problem(forward.origin, why))
         return list(found.values())

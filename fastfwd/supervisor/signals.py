@@ -11,7 +11,9 @@ import signal
 from types import FrameType
 from typing import Final
 
-HANDLED: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
+HANDLED: Final = (
+    *(signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD),
+)
 
 
 class Signals:

@@ -67,6 +67,10 @@ class StatusFile:
                 with suppress(OSError):
                     os.unlink(path)
 
+    def abandon(self) -> None:
+        """It is another program's from now on."""
+        self.path = None
+
     def _complain(self, error: OSError) -> None:
         if not self._complained:
             self._complained = True

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 
 class UnixListener(NamedTuple):
-    """A bound socket, and its file: device and inode, or None."""
+    """A bound socket, and its file: device and inode, or None. It is not `ours` to remove while it
+    belongs to a program that we replace, or to the service manager."""
 
     sock: socket.socket
     path: str
     inode: tuple[int, int] | None
+    ours: bool = True
 
     def in_place(self) -> bool:
         """Whether clients still find it: somebody may have removed the file."""
@@ -29,7 +31,7 @@ class UnixListener(NamedTuple):
 
     def remove(self) -> None:
         """Take the file away, if it is ours still."""
-        if self.inode is not None and self.in_place():
+        if self.ours and self.inode is not None and self.in_place():
             try:
                 os.unlink(self.path)
             except OSError:  # a directory that we may not write to: nothing is lost
@@ -58,6 +60,15 @@ def open_unix(path: str, mode: int, backlog: int) -> UnixListener:
     except OSError:
         sock.close()
         raise
+
+
+def adopt_unix(sock: socket.socket, path: str, mode: int) -> UnixListener:
+    """`sock`, which listens at `path` already, with a file of that `mode`, somebody else's so far.
+    Raises OSError."""
+    if path.startswith("@"):
+        return UnixListener(sock, path, None)
+    os.chmod(path, mode)
+    return UnixListener(sock, path, inode(path), ours=False)
 
 
 def name(path: str) -> str:

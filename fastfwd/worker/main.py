@@ -318,7 +318,7 @@ class Worker:
             for listener in self._listeners.values():
                 listener.update(message["hosts"])
         elif operation == "drain":
-            self.drain()
+            self.drain(flows=message["flows"])
         elif operation == "stop":
             self.stop()
 
@@ -493,21 +493,27 @@ class Worker:
         listener.empty()
         listener.sock.close()
 
-    def drain(self) -> None:
-        """Accept what is queued, then nothing more; end with the last session."""
+    def drain(self, *, flows: bool = False) -> None:
+        """Accept what is queued, then nothing more; end with the last session. With `flows`, those of
+        UDP end when they have been silent, too: another program has the sockets, and takes what
+        clients send from now on, but what backends still answer comes to us."""
         self._draining = True
         listeners, self._listeners = self._listeners, {}
         self._check()
         for listener in listeners.values():
-            self._empty_and_close(listener)
+            if flows and isinstance(listener, UdpListener):
+                self.loop.forget(listener.sock.fileno())
+            else:
+                self._empty_and_close(listener)
 
     def stop(self) -> None:
         """End every session now, with its log line."""
         listeners, self._listeners = self._listeners, {}
         for listener in listeners.values():
             self.loop.forget(listener.sock.fileno())
-            if isinstance(listener, UdpListener):
-                listener.empty()
+        for udp in self._udp:
+            udp.empty()
+        for listener in listeners.values():
             listener.sock.close()
         for session in self.sessions():
             session.stop()
@@ -592,9 +598,9 @@ class Worker:
         if self._paused.due:
             return
         try:
-            # The workers share a Unix socket's queue: a client wakes one of them.
-            shared = select.EPOLLEXCLUSIVE if listener.forward.listen.unix else 0
-            self.loop.watch(listener.sock.fileno(), select.EPOLLIN | shared, listener.event)
+            # Workers may share a queue: that of a Unix socket or of one of the service manager's, and in
+            # an upgrade those of both programs. A client wakes one of them.
+            self.loop.watch(listener.sock.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE, listener.event)
         except OSError as error:  # ENOMEM; ENOSPC: fs.epoll.max_user_watches
             self.pause(error)
 
@@ -610,7 +616,7 @@ def _adopt(descriptor: int) -> Socket:
     return Socket(sock.family, sock.type | socket.SOCK_NONBLOCK, 0, sock.detach())
 
 
-def main(slot: int, channel: Channel, scoreboard: Scoreboard, census: Census, account: Account | None) -> int:
+def main(slot: int, channel: Channel, scoreboard: Scoreboard, census: Census, account: Account) -> int:
     """Be the worker of `slot` in this freshly forked process, as `account`. Returns the
     exit status."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):

@@ -1,8 +1,9 @@
 """From root to nobody, for good. Called by every child right after its fork.
 
 Order matters: the groups need root to be given up, and no_new_privs comes last. What
-was dropped is verified, because a drop that silently failed is worse than none. It
-must never be called in the supervisor.
+was dropped is verified, because a drop that silently failed is worse than none. A supervisor
+that is not root, but was given capabilities (systemd.exec(5), AmbientCapabilities=), has
+children of its own account without them. `drop` must never be called in the supervisor.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Final
 
 from fastfwd.model import Config, Forward
 
-PR_SET_KEEPCAPS: Final = 8  # linux/prctl.h
+PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
+PR_SET_KEEPCAPS: Final = 8
 PR_SET_NO_NEW_PRIVS: Final = 38
 CAPABILITY_VERSION_3: Final = 0x20080522  # linux/capability.h
 NET_ADMIN: Final = 1 << 12
@@ -35,22 +37,24 @@ class PrivilegeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who a child becomes. `capabilities` are the bits that it keeps (capabilities(7))."""
+    """Who a child becomes: `uid` and `gid`, None for those that it has. `capabilities` are the bits
+    that it keeps (capabilities(7)), `given` those that it has before."""
 
-    uid: int
-    gid: int
+    uid: int | None
+    gid: int | None
     capabilities: int = 0
+    given: int = 0
 
 
-def account(config: Config) -> Account | None:
-    """Who workers become: the account of the directives `user` and `group`, with what its forwards
-    cannot do without; None when this process is not root and stays what it is. Raises
-    KeyError for an unknown name."""
+def account(config: Config) -> Account:
+    """Who workers become: the account of the directives `user` and `group`, or our own if this process
+    is not root; with what its forwards cannot do without. Raises KeyError for an unknown name."""
+    given = permitted()
     if os.geteuid() != 0:
-        return None
+        return Account(None, None, capabilities(config) & given, given)
     entry = pwd.getpwnam(config.user or DEFAULT_USER)
     group = grp.getgrnam(config.group).gr_gid if config.group else entry.pw_gid
-    return Account(entry.pw_uid, group, capabilities(config))
+    return Account(entry.pw_uid, group, capabilities(config), given)
 
 
 def needed(forward: Forward) -> dict[str, int]:
@@ -72,12 +76,11 @@ def capabilities(config: Config) -> int:
     return kept
 
 
-def drop(to: Account | None) -> None:
-    """Become `to` (None: keep the account) and bar every way back. Raises PrivilegeError."""
-    if to is not None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if to.capabilities and libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) != 0:
-            raise PrivilegeError(f"PR_SET_KEEPCAPS: {os.strerror(ctypes.get_errno())}")
+def drop(to: Account) -> None:
+    """Become `to` and bar every way back. Raises PrivilegeError."""
+    if to.uid is not None and to.gid is not None:
+        if to.capabilities:
+            _prctl("PR_SET_KEEPCAPS", PR_SET_KEEPCAPS, 1)
         try:
             os.setgroups([])
             os.setresgid(to.gid, to.gid, to.gid)
@@ -88,11 +91,35 @@ def drop(to: Account | None) -> None:
             raise PrivilegeError(f"still uid {os.getresuid()}, gid {os.getresgid()}, groups {os.getgroups()}")
         if to.capabilities:
             _keep_only(to.capabilities)
-        if to.uid != 0 and (held := _effective_capabilities()) != to.capabilities:
-            raise PrivilegeError(f"holding capabilities {held:#x}, not {to.capabilities:#x}")
+    elif to.given:
+        # The ambient ones go with the inheritable ones (capabilities(7)).
+        _keep_only(to.capabilities)
+        # As after a change of account: siblings have ours, and must not read our memory (ptrace(2)).
+        _prctl("PR_SET_DUMPABLE", PR_SET_DUMPABLE, 0)
+    if to.uid != 0 and (held := permitted()) != to.capabilities:
+        raise PrivilegeError(f"holding capabilities {held:#x}, not {to.capabilities:#x}")
+    _prctl("PR_SET_NO_NEW_PRIVS", PR_SET_NO_NEW_PRIVS, 1)
+
+
+def permitted() -> int:
+    """The capabilities that this process may use."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("CapPrm:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def hide_memory(*, hidden: bool) -> None:
+    """Whether other processes of this account, and those that it forks, are kept from its memory and
+    descriptors (ptrace(2))."""
+    _prctl("PR_SET_DUMPABLE", PR_SET_DUMPABLE, not hidden)
+
+
+def _prctl(name: str, option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise PrivilegeError(f"PR_SET_NO_NEW_PRIVS: {os.strerror(ctypes.get_errno())}")
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise PrivilegeError(f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
 def _keep_only(capabilities: int) -> None:
@@ -103,11 +130,3 @@ def _keep_only(capabilities: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.capset(header, data) != 0:
         raise PrivilegeError(f"cannot keep capabilities {capabilities:#x}: {os.strerror(ctypes.get_errno())}")
-
-
-def _effective_capabilities() -> int:
-    with open("/proc/self/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("CapEff:"):
-                return int(line.split()[1], 16)
-    return 0

@@ -31,18 +31,12 @@ from tests.load import Load, word
 from tests.ports import free_port
 from tests.servers import banner, serve_apart
 from tests.sockets import Address, connect, read_exactly
+from tests.system.sites import ENOUGH, HOST, Site, all_greet, greeting, lives, session
 from tests.system.test_reload import (
-    ENOUGH,
-    HOST,
-    Site,
     Spoil,
-    all_greet,
     clear,
     directory,
-    greeting,
-    lives,
     missing,
-    session,
     syntax,
     taken,
     unreadable,

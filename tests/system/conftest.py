@@ -12,10 +12,12 @@ import pytest
 import trustme
 
 from tests import processes
-from tests.conftest import StartForwarder
+from tests.conftest import StartForwarder, StartServer
 from tests.forwarder import Forwarder
 from tests.ports import free_port
+from tests.servers import banner
 from tests.sockets import Address, Listener, connect
+from tests.system.sites import HOST, Site, StartSite
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +93,20 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.touch(mode=0o600)
     path.write_bytes(issued.private_key_and_cert_chain_pem.bytes())
     return path
+
+
+@pytest.fixture
+def site(forwarder: StartForwarder, backend: StartServer) -> StartSite:
+    """Call it for a running `Site`.
+
+    `extra` is configuration text that follows the forward's line; options of
+    `Forwarder` may follow.
+    """
+
+    def start(extra: str = "", **options: object) -> Site:
+        one, two = (backend(banner, text) for text in ("one", "two"))
+        port = free_port()
+        line = f"{HOST} {port} {one.host} {one.port}\n"
+        return Site(forwarder(line + extra, **options), port, one, two)
+
+    return start

@@ -12,99 +12,21 @@ import re
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests import processes
-from tests.conftest import StartForwarder, StartServer
 from tests.deadline import until
 from tests.forwarder import Forwarder
 from tests.load import Load, stream_on_every_worker, successor
 from tests.ports import free_port
-from tests.servers import Server, banner, serve_apart
+from tests.servers import serve_apart
 from tests.sockets import Address, Listener, connect, read_exactly, read_to_end
-
-HOST = "127.0.0.1"
-ENOUGH = 40
-"""Connections after which every worker has had one: the kernel spreads them by a hash of the ports."""
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A running program and two backends, which greet with their own names and then echo."""
-
-    forwarder: Forwarder
-    port: int
-    one: Server
-    two: Server
-
-    @property
-    def address(self) -> Address:
-        """The forward that the program was started with; it leads to `one`."""
-        return HOST, self.port
-
-    def line(self, port: int, backend: str = "one", host: str = HOST) -> str:
-        """A line of configuration: from `port` on `host` to the backend called `backend`."""
-        target: Server = getattr(self, backend)
-        return f"{host} {port} {target.host} {target.port}\n"
-
-
-@pytest.fixture
-def site(forwarder: StartForwarder, backend: StartServer) -> Callable[..., Site]:
-    """Call it for a running `Site`.
-
-    `extra` is configuration text that follows the forward's line; options of
-    `Forwarder` may follow.
-    """
-
-    def start(extra: str = "", **options: object) -> Site:
-        one, two = (backend(banner, text) for text in ("one", "two"))
-        port = free_port()
-        line = f"{HOST} {port} {one.host} {one.port}\n"
-        return Site(forwarder(line + extra, **options), port, one, two)
-
-    return start
-
-
-StartSite = Callable[..., Site]
-
-
-@contextmanager
-def session(address: Address, greeting: str = "one") -> Iterator[socket.socket]:
-    """A session with the backend that says `greeting`."""
-    with connect(address) as client:
-        assert read_exactly(client, 3) == greeting.encode()
-        yield client
-
-
-def lives(client: socket.socket) -> bool:
-    """Whether the session still echoes."""
-    client.sendall(b"ping")
-    return read_exactly(client, 4) == b"ping"
-
-
-def greeting(address: Address) -> str:
-    """What a new client of `address` is told first.
-
-    "" if it is turned away, `refused` if nobody listens, `reset` if its listener went while it
-    connected: connect() itself says so where the reset comes before it returns.
-    """
-    try:
-        with connect(address) as client:
-            return read_exactly(client, 3).decode()
-    except ConnectionRefusedError:
-        return "refused"
-    except ConnectionResetError:
-        return "reset"
-
-
-def all_greet(address: Address, expected: str) -> bool:
-    """Whether as many clients as it takes to meet both workers are all told `expected`."""
-    return all(greeting(address) == expected for _ in range(ENOUGH))
+from tests.system.sites import ENOUGH, HOST, Site, StartSite, all_greet, greeting, lives, session
 
 
 def descriptors(forwarder: Forwarder) -> dict[str, int]:

@@ -17,6 +17,7 @@ from fastfwd.observe.rows import Key, key
 from fastfwd.observe.scoreboard import Cell, ForwardCell, Scoreboard, State, SupervisorCell, WatchCell
 from fastfwd.supervisor.books import Books
 from fastfwd.supervisor.children import Child, Death
+from fastfwd.supervisor.inherited import Inherited
 from fastfwd.supervisor.listeners import Listeners, places
 from tests.deadline import until
 from tests.ports import free_port
@@ -285,7 +286,7 @@ class Serving:
         assert problems == []
         address = Address(socket.AF_INET, "127.0.0.1")
         self.places = places(self.config, {"127.0.0.1": [address]})
-        self.listeners = Listeners(SLOTS)
+        self.listeners = Listeners(SLOTS, Inherited())
         self.listeners.commit(self.places, self.listeners.open(self.places, None))
         self.clients: list[socket.socket] = []
 

@@ -11,12 +11,13 @@ from fastfwd.channel import Channel, pair
 from fastfwd.observe.scoreboard import Scoreboard
 from fastfwd.supervisor.children import Child, Children
 from fastfwd.worker.limits import Census
+from fastfwd.worker.privileges import Account
 
 
 @pytest.fixture
 def children() -> Children:
     """Of a program with one slot; none is there yet."""
-    return Children(None, lambda: None, Scoreboard(1, 0), Census(1))
+    return Children(Account(None, None), lambda: None, lambda pid, words: None, Scoreboard(1, 0), Census(1))
 
 
 def sleeper() -> int:

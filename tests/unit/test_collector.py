@@ -25,6 +25,7 @@ from fastfwd.observe.status import (
     Queue,
     Status,
     Totals,
+    Upgrades,
     WorkerStatus,
 )
 
@@ -122,6 +123,7 @@ def status(*forwards: ForwardStatus, workers: tuple[WorkerStatus, ...] = (), **c
         started=1789990000.25,
         state="serving",
         config=ConfigStatus("/etc/rinetd.conf", True, 1789990001.5, 3, 1),
+        upgrades=Upgrades(6, 7, 8),
         workers_configured=len(workers),
         workers_running=sum(each.running for each in workers),
         log={"lines": 12, "dropped": 1},
@@ -326,6 +328,7 @@ def test_a_series_that_is_known_in_advance_is_0(name: str, labels: dict[str, str
         workers=(worker(0, restarts={"exit": 0, "signal": 0, "watchdog": 0}),),
         accept_errors={"other": 0},
         config=ConfigStatus("f", False, 0.0, 0, 0),
+        upgrades=Upgrades(0, 0, 0),
     )
     assert value(idle, name, **labels) == 0
 

@@ -14,6 +14,7 @@ import pytest
 from fastfwd import observe
 from fastfwd.model import Config, ConfigError, MetricsAddress, Origin
 from fastfwd.supervisor import metrics
+from fastfwd.supervisor.inherited import Inherited
 from fastfwd.supervisor.metrics import MetricsPort, Opened, discard
 from tests.ports import free_port
 from tests.sockets import connect, read_to_end
@@ -37,7 +38,7 @@ def unix(path: Path) -> MetricsAddress:
 @pytest.fixture
 def port() -> Iterator[MetricsPort]:
     """A port that holds nothing yet."""
-    made = MetricsPort()
+    made = MetricsPort(Inherited())
     yield made
     made.close()
 

@@ -30,7 +30,14 @@ from fastfwd.observe.scoreboard import (
     TlsFailure,
     WatchCell,
 )
-from fastfwd.observe.status import CertificateStatus, ForwardStatus, Handshakes, Rates, WorkerStatus
+from fastfwd.observe.status import (
+    CertificateStatus,
+    ForwardStatus,
+    Handshakes,
+    Rates,
+    Upgrades,
+    WorkerStatus,
+)
 from tests.deadline import until
 from tests.unit.accepting import accepting
 
@@ -722,6 +729,9 @@ def test_figures_of_the_whole_program(board: Scoreboard, observer: Observer) -> 
         SupervisorCell.RELOADED: 1_789_990_001_500_000_000,
         SupervisorCell.LOOKUPS: 4,
         SupervisorCell.LOOKUP_FAILURES: 2,
+        SupervisorCell.UPGRADES: 5,
+        SupervisorCell.UPGRADE_FAILURES: 6,
+        SupervisorCell.PREVIOUS_SESSIONS: 7,
     }.items():
         board.supervisor[cell] = figure
     for slot in range(SLOTS):
@@ -734,6 +744,7 @@ def test_figures_of_the_whole_program(board: Scoreboard, observer: Observer) -> 
     assert shown.dns == {"lookups": 4, "failures": 2}
     assert shown.log == {"lines": 22, "dropped": 33}
     assert shown.accept_errors == {"emfile": 44, "enfile": 55, "enobufs": 66, "aborted": 77, "other": 88}
+    assert shown.upgrades == Upgrades(done=5, failures=6, previous_sessions=7)
     config = shown.config
     assert (config.file, config.last_reload_successful) == ("/etc/rinetd.conf", True)
     assert (config.last_reload, config.reloads, config.reload_failures) == (1_789_990_001.5, 3, 1)
@@ -796,13 +807,14 @@ def test_the_status_as_json_has_the_documented_fields(observer: Observer) -> Non
     """Scripts and the page read them by name."""
     shown = orjson.loads(orjson.dumps(observer.status()))
     assert list(shown) == [
-        *("version", "python", "pid", "time", "started", "state", "config"),
+        *("version", "python", "pid", "time", "started", "state", "config", "upgrades"),
         *("workers_configured", "workers_running", "log", "dns", "accept_errors", "interval", "totals"),
         *("forwards", "workers"),
     ]
     assert list(shown["config"]) == [
         *("file", "last_reload_successful", "last_reload", "reloads", "reload_failures"),
     ]
+    assert list(shown["upgrades"]) == ["done", "failures", "previous_sessions"]
     assert list(shown["totals"]) == [
         *("accepted", "active", "denied", "closed", "received_bytes", "sent_bytes", "rates"),
     ]
