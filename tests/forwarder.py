@@ -88,7 +88,8 @@ class Forwarder:
     `config` is a configuration text, dedented; `logfile` and `workers` lines are
     appended unless it has its own (or `log=False`, `workers=None`); for HAProxy it is
     translated (tests/haproxy.py). `command` is put before the program (`["strace", ...]`,
-    `["ip", "netns", "exec", ...]`), `env` is added to the environment.
+    `["ip", "netns", "exec", ...]`), `env` is added to the environment, and it inherits
+    the descriptors `inherit`.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Forwarder:
         command: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         ready: bool = True,
+        inherit: Sequence[int] = (),
     ) -> None:
         self.kind = kind
         self.mark = f"FASTFWD_TEST_MARK={uuid.uuid4()}"
@@ -130,6 +132,7 @@ class Forwarder:
                 cwd=self.directory,
                 env={**os.environ, **(env or {}), name: value},
                 start_new_session=True,
+                pass_fds=inherit,
             )
         if ready:
             try:

@@ -38,7 +38,7 @@ class Inherited:
 
     def close(self) -> list[str]:
         """Close what nobody has taken; where those of the service manager listened."""
-        left = [str(_place(each)) for each in self.loose]
+        left = [_text(_place(each)) for each in self.loose]
         for each in (*self.loose, *(sock for group in self.keyed.values() for sock in group)):
             each.close()
         self.keyed, self.loose = {}, []
@@ -76,6 +76,13 @@ def _place(sock: socket.socket) -> tuple[str, int] | str:
     if sock.family == socket.AF_UNIX:
         return name.decode(errors="surrogateescape") if isinstance(name, bytes) else str(name)
     return name[0], name[1]
+
+
+def _text(where: tuple[str, int] | str) -> str:
+    if isinstance(where, str):
+        return f"unix:{where.replace(chr(0), '@', 1)}"
+    host, port = where
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _listens(sock: socket.socket, family: int, kind: int, where: tuple[str, int] | str) -> bool:

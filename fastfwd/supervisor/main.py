@@ -148,7 +148,7 @@ class Supervisor:
             self.setup.open(self.listeners, self.metrics)
             self._hold(self.setup)
             for place in self._inherited.close():
-                log.warning("no forward listens on %s: the socket of the service manager is not used", place)
+                log.warning("no forward listens on %s: the service manager's socket is not used", place)
             self._await_names(dialled(self.config), now + BACKEND_NAME_LIMIT)
             problems = unreachable(self.config, self.names)
             problems += check(self.config, addresses=self.names.addresses, is_local=is_local)

@@ -21,6 +21,7 @@ from tests.peers import require_peer, require_root
 from tests.ports import free_port
 from tests.servers import echo
 from tests.sockets import connect, finish, noise, read_to_end
+from tests.system.metrics import scrape, total
 from tests.system.namespaces import Sandbox
 
 ORDINARY = 54_321
@@ -237,3 +238,68 @@ def test_the_account_is_root_s_business(ordinary: StartOrdinary, backend: StartS
     running = ordinary(f"127.0.0.1 {port} {behind.host} {behind.port}\nuser nobody\n")
     echoed(port)
     assert status(running.worker(0))["Uid"].split() == [str(ORDINARY)] * 4
+
+
+# Started by an ordinary user with a capability, as systemd does it (AmbientCapabilities=).
+
+
+@pytest.fixture
+def capable(own: Path) -> Iterator[Callable[..., tuple[Sandbox, Forwarder]]]:
+    """Call it with a configuration and capabilities (`net_bind_service`): an ordinary user's program that has
+    these, in a network of its own."""
+    with Sandbox(network=True) as inside, ExitStack() as started:
+        inside.open_way_to_python()
+
+        def start(config: str, *names: str) -> tuple[Sandbox, Forwarder]:
+            sets = ",".join(f"+{name}" for name in names)
+            user = f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups"
+            command = [require_peer("setpriv"), *user, f"--inh-caps={sets}", f"--ambient-caps={sets}"]
+            running: Forwarder = inside.call(Forwarder, own, config, command=command, log=False)
+            started.callback(running.close)
+            return inside, running
+
+        yield start
+
+
+StartCapable = Callable[..., tuple[Sandbox, Forwarder]]
+
+
+def capability_sets(pid: int) -> set[int]:
+    """What is in the sets that say what a process can do."""
+    found = status(pid)
+    return {int(found[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")}
+
+
+def test_low_ports_without_root(capable: StartCapable) -> None:
+    """The supervisor binds them, at start and at a reload; no other process keeps the right."""
+    line = "127.0.0.1 {} localhost 1\n"
+    inside, running = capable(line.format(81), "net_bind_service")
+    running.reload(line.format(81) + line.format(82))
+    inside.call(connect, ("127.0.0.1", 82)).close()
+    for pid in children(running):
+        assert capability_sets(pid) == {0}
+    assert capability_sets(running.pid) == {1 << 10}
+
+
+def test_memory_is_closed_to_children_with_fewer_rights(capable: StartCapable) -> None:
+    """They have the supervisor's account, but not its rights, and must not take them from its memory."""
+    _, running = capable("127.0.0.1 81 localhost 1\n", "net_bind_service")
+    for pid in (running.pid, *children(running)):
+        assert os.stat(f"/proc/{pid}/mem").st_uid == 0  # not dumpable: proc_pid(5)
+
+
+def test_open_files_are_counted_all_the_same(capable: StartCapable) -> None:
+    """The exporter is given what it may not look at."""
+    inside, _ = capable("127.0.0.1 81 192.0.2.1 1\nmetrics 127.0.0.1:9464\n", "net_bind_service")
+
+    def counted() -> float:
+        return total(inside.call(scrape, "http://127.0.0.1:9464/"), "worker_open_fds")
+
+    until(lambda: counted() > 0, what="the figure")
+
+
+def test_a_mark_keeps_its_capability_and_no_other(capable: StartCapable) -> None:
+    """Of two that were given, workers have the one that a forward needs."""
+    _, running = capable("127.0.0.1 81 192.0.2.1 1 [mark=7]\n", "net_bind_service", "net_admin")
+    for pid in running.workers().values():
+        assert capability_sets(pid) == {0, 1 << 12}
