@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from fastfwd import __version__
 from fastfwd.model import Config, ConfigError, Forward, Outcome
 
-DEFAULT_FILE = "/etc/rinetd.conf"
+OWN_FILE = "/etc/fastfwd.conf"
+RINETDS_FILE = "/etc/rinetd.conf"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def default_file(command: str) -> str:
+    """The configuration of who names none: our own file if there is one, else rinetd's; and rinetd's alone for
+    who calls the program (`command`) by that name."""
+    if os.path.basename(command) == "rinetd" or not os.path.exists(OWN_FILE):
+        return RINETDS_FILE
+    return OWN_FILE
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastfwd",
@@ -53,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         "-c",
         "--conf-file",
         metavar="FILE",
-        default=DEFAULT_FILE,
-        help=f"configuration (default {DEFAULT_FILE})",
+        default=default_file(sys.argv[0]),
+        help=f"configuration (default {OWN_FILE}; if there is none, or called as rinetd, {RINETDS_FILE})",
     )
     add(
         "-f",
