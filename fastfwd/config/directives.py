@@ -156,7 +156,7 @@ GROUPS: Final = {
             "removed at exit; a symbolic link there is refused",
             "`/var/run/rinetd.pid` as a daemon, none with `-f`",
         ),
-        "pidfile": Directive(Kind.FILE, "pidfile", FILE, "rinetd-uv's word for `pidlogfile`", "the same"),
+        "pidfile": Directive(Kind.FILE, "pidfile", FILE, "what rinetd-uv calls the `pidlogfile`", "the same"),
         "workers": Directive(
             Kind.SETTING,
             "workers",
