@@ -42,6 +42,7 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 highlight_language = "none"
 nitpicky = True
+smartquotes = False
 
 html_theme = "furo"
 html_title = f"fastfwd {release}"
