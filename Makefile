@@ -3,6 +3,8 @@
 #   make run          set up .venv and start the demonstration in the foreground
 #   make test         every check and every test (peers that are not installed are skipped)
 #   make check        lint, format and types only
+#   make docs         the documents as a site, in build/docs; a link that leads nowhere is an error
+#   make man          the reference's tables and the manual pages, after a change of what they are made of
 #   make check-deploy each file in deploy/ by the tool that will read it; packages built and installed
 #   make bench        measure everything and write the report: 45 minutes, best as root on an idle machine
 #   make bench-quick  one short round of the same, to look at: two minutes
@@ -19,7 +21,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check check-deploy bench bench-quick faults soak rsync-tls clean
+.PHONY: help run test check docs man check-deploy bench bench-quick faults soak rsync-tls clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,7 +39,16 @@ check: $(VENV)/.installed-dev
 	$(PY) -m mypy --strict
 	$(PY) -m mypy --strict deploy/demo/demo.py
 	$(PY) -m mypy --strict deploy/grafana/dashboard.py
-	@if command -v mandoc >/dev/null; then mandoc -T lint -W warning docs/*.[18]; fi
+	$(PY) -m mypy --strict docs/conf.py docs/reference.py docs/manual.py
+	@if command -v mandoc >/dev/null; then mandoc -T lint -W warning docs/man/*.[1578]; fi
+
+docs: man
+	$(PY) -m sphinx -q -W --keep-going -n -b html -c docs . build/docs
+	@echo "open build/docs/index.html"
+
+man: $(VENV)/.installed-dev
+	$(PY) docs/reference.py
+	$(PY) docs/manual.py
 
 check-deploy: $(VENV)/.installed-dev
 	$(PY) -m pytest tests/deploy

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastfwd",
         description="Forward TCP and UDP as rinetd does, on every core. "
-        "What to forward is in the configuration file; see fastfwd(8).",
+        "What to forward is in the configuration file; see fastfwd.conf(5).",
     )
     add = parser.add_argument
     add(

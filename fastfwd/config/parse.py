@@ -22,7 +22,7 @@ from functools import partial
 from glob import has_magic
 from typing import Any, Final
 
-from fastfwd.config.directives import FILES, GUARDS, LIMITS, WITHOUT_MEANING, WORDS
+from fastfwd.config.directives import DIRECTIVES, GUARDS, Kind
 from fastfwd.config.endpoint import LONGEST_PATH, Service
 from fastfwd.config.forward import parse_forward
 from fastfwd.config.pattern import is_pattern, network, never_matches, normalise
@@ -39,7 +39,7 @@ from fastfwd.model import (
     Problem,
 )
 
-METRICS: Final = "'ADDRESS:PORT' or 'unix:/path'"
+METRICS: Final = DIRECTIVES["metrics"].value.what
 
 _BLANKS = " \t"
 _FIRST_WORD = re.compile(r"[^ \t#]*")
@@ -141,15 +141,19 @@ class Reader:
         self.names: dict[str, Origin] = {}
         self.scope = self.global_rules
         self.here = Origin(file, 0)
-        self.directives: dict[str, Callable[[str], None]] = {
+        own: dict[str, Callable[[str], None]] = {
             "allow": lambda rest: self.access(rest, True),
             "deny": lambda rest: self.access(rest, False),
             "include": self.include,
-            **{word: partial(self.file_of, word) for word in FILES},
-            **{word: partial(self.setting, word) for word in WORDS},
             "logcommon": self.logcommon,
             "logduration": self.logduration,
             "metrics": self.metrics,
+        }
+        self.directives: dict[str, Callable[[str], None]] = {
+            word: own[word]
+            if each.kind is Kind.OWN
+            else partial(self.file_of if each.kind is Kind.FILE else self.setting, word)
+            for word, each in DIRECTIVES.items()
         }
         """What reads the rest of a directive's line, by its word."""
 
@@ -227,11 +231,6 @@ class Reader:
                 else:
                     self.whole(path, data)
         self.here = here
-
-    def without_meaning(self, word: str, rest: str) -> None:
-        if self.argument(rest, "a value", self.wrong) is not None and word not in self.origins:
-            self.set(word)
-            self.warn(f"{word!r} means nothing here: buffers are the kernel's")
 
     def read(self, line: int, text: str) -> None:
         self.here = Origin(self.file, line)
@@ -365,29 +364,30 @@ class Reader:
             self.give(directive, found)
 
     def setting(self, directive: str, rest: str) -> None:
-        if (word := self.argument(rest, WORDS[directive].value.what, self.guarded(directive))) is not None:
+        what = DIRECTIVES[directive].value.what
+        if (word := self.argument(rest, what, self.guarded(directive))) is not None:
             self.give(directive, word)
 
     def give(self, directive: str, text: str) -> None:
-        """Set a directive that has a value (`metrics`, and those of the tables above) to `text`, which
+        """Set a directive that has a value (`metrics`, and all but those of Kind.OWN) to `text`, which
         has no quotes, blanks or comment around it."""
-        if directive in FILES:
-            self.set("pidlogfile" if directive == "pidfile" else directive, **{FILES[directive]: text})
-            return
         if directive == "metrics":
             self.exporter(text)
             return
-        field, value = WORDS[directive]
+        kind, field, value, *_ = DIRECTIVES[directive]
+        if kind is Kind.FILE:
+            self.set("pidlogfile" if directive == "pidfile" else directive, **{field: text})
+            return
         try:
             found = value.read(text)
         except ValueError:
             self.guarded(directive)(value.wrong(text))
             return
-        if directive in WITHOUT_MEANING:
+        if kind is Kind.NOTHING:
             if directive not in self.origins:
                 self.warn(f"{directive!r} means nothing here: buffers are the kernel's")
             self.set(directive)
-        elif directive in LIMITS:
+        elif kind is Kind.LIMIT:
             self.set(directive, limits=replace(self.settings.limits, **{field: found}))
         else:
             self.set(directive, **{field: found})

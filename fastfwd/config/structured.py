@@ -131,7 +131,7 @@ class _Document:
             self.at(key_node)
             key = str(key_node.value) if key_node.id == "scalar" else _shape(key_node)
             if key not in known:
-                listed = ", ".join(sorted(known)) if len(known) <= FEW else "fastfwd(8) lists them"
+                listed = ", ".join(sorted(known)) if len(known) <= FEW else "fastfwd.conf(5) lists them"
                 self.reader.breach(expected(f"a key of {what} ({listed})", key) + meant(key, known))
             elif key in seen:
                 self.wrong(expected("each key once", key))
@@ -221,7 +221,7 @@ class _Document:
         self.at(node)
         start = self.reader.here
         told = len(self.reader.problems)
-        plain = {name.replace("-", "_"): name for name in ("src", *OPTIONS) if name not in ELSEWHERE}
+        plain = {name.replace("-", "_"): name for name in OPTIONS if name not in ELSEWHERE}
         known = {*plain, *REQUIRED, "access", "load_balancing"}
         parts: dict[str, Node] = {}
         found: dict[str, Any] = {}

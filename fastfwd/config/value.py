@@ -39,12 +39,15 @@ class Value:
 
     `what` it is, as a noun phrase for messages; `read` makes of its text what Config or Forward has,
     and raises ValueError for anything else, with a noun phrase of its own if it knows a better one;
-    `words` are all there are, where they can be listed.
+    `words` are all there are, where they can be listed. For the documents: `form` stands for it in a
+    line, `bounds` are the least and the most, in words.
     """
 
     what: str
     read: Callable[[str], Any]
     words: tuple[str, ...] = ()
+    form: str = ""
+    bounds: str = ""
 
     def wrong(self, text: str) -> str:
         """The message for a `text` that `read` does not take."""
@@ -64,7 +67,8 @@ def number(least: int, most: int, *, noun: str = "number", hexadecimal: bool = F
             raise ValueError
         return found
 
-    return Value(f"a {noun} from {least} to {most}", read)
+    bounds = f"{least} to {most if most < 10_000 else f'{most:,}'}{' (or `0x…`)' if hexadecimal else ''}"
+    return Value(f"a {noun} from {least} to {most}", read, form="N", bounds=bounds)
 
 
 def one_of(words: Mapping[str, Any]) -> Value:
@@ -75,13 +79,13 @@ def one_of(words: Mapping[str, Any]) -> Value:
             raise ValueError
         return words[text]
 
-    quoted = [repr(each) for each in words]
+    quoted, form = [repr(each) for each in words], "|".join(words)
     if len(quoted) > 2:
-        return Value(f"one of {', '.join(quoted)}", read, tuple(words))
-    return Value(" or ".join(quoted), read)
+        return Value(f"one of {', '.join(quoted)}", read, tuple(words), form)
+    return Value(" or ".join(quoted), read, form=form)
 
 
-def name(what: str, pattern: str = ".+") -> Value:
+def name(what: str, pattern: str = ".+", *, form: str = "NAME") -> Value:
     """A word that stays what it is."""
     expression = re.compile(pattern, re.DOTALL)
 
@@ -90,10 +94,10 @@ def name(what: str, pattern: str = ".+") -> Value:
             raise ValueError
         return text
 
-    return Value(what, read)
+    return Value(what, read, form=form)
 
 
-def listed(what: str, pattern: str) -> Value:
+def listed(what: str, pattern: str, *, form: str = "ONE;TWO") -> Value:
     """Several of them, with `;` between, each of which matches the `pattern`."""
     expression = re.compile(pattern, re.DOTALL)
 
@@ -103,7 +107,7 @@ def listed(what: str, pattern: str) -> Value:
             raise ValueError
         return found
 
-    return Value(f"{what} (with ';' between them)", read)
+    return Value(f"{what} (with ';' between them)", read, form=form)
 
 
 def _seconds(least: int) -> Callable[[str], int]:
@@ -132,11 +136,14 @@ def _rate(text: str) -> Rate:
 
 
 AMOUNT: Final = number(1, MOST)
-TIME: Final = Value("a time such as 30 (seconds), 90s, 5m, 2h or 1d", _seconds(1))
-NO_TIME: Final = Value(f"{TIME.what}, or 0 for never", _seconds(0))
+TIME: Final = Value("a time such as 30 (seconds), 90s, 5m, 2h or 1d", _seconds(1), form="TIME")
+NO_TIME: Final = Value(f"{TIME.what}, or 0 for never", _seconds(0), form="TIME")
 CONNECT_TIME: Final = Value(
-    f"{TIME.what}, or 0 for the kernel's own", lambda text: _seconds(0)(text) or SYSTEMS_TIMEOUT
+    f"{TIME.what}, or 0 for the kernel's own",
+    lambda text: _seconds(0)(text) or SYSTEMS_TIMEOUT,
+    form="TIME",
 )
-SIZE: Final = Value("bytes per second such as 500k, 10M or 1G (k: 1024)", _size)
-RATE: Final = Value("a rate such as 100/s, 600/m or 1000/h", _rate)
+SIZE: Final = Value("bytes per second such as 500k, 10M or 1G (k: 1024)", _size, form="SIZE")
+RATE: Final = Value("a rate such as 100/s, 600/m or 1000/h", _rate, form="N/s")
 SWITCH: Final = one_of({"on": True, "off": False})
+FILE: Final = name("the name of a file", form="FILE")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from fastfwd.config.directives import FILES, WORDS
+from fastfwd.config.directives import DIRECTIVES
 from fastfwd.config.options import OPTIONS
 from fastfwd.model import Config, Problem
 from tests.config.oracle import Verdict
@@ -86,8 +86,8 @@ _SPANNING = re.compile(rb'(?:^|[\n\0])[ \t]*(?:pid)?logfile[ \t]+"[^"\n]*[\n\r\0
 _NUL_IN_NAME = re.compile(rb"(?:^|[\n\0])[ \t]*(?:pid)?logfile[ \t]+[^ \t\r\n]*\0")
 
 _OWN = (
-    *({*WORDS, *FILES, "logduration", "metrics", "include"} - {"logfile", "pidlogfile"}),
-    rf".*(?:{'|'.join({*OPTIONS} - {'timeout'})})[ \t]*=",
+    *({*DIRECTIVES} - {"allow", "deny", "logcommon", "logfile", "pidlogfile"}),
+    rf".*(?:{'|'.join({*OPTIONS} - {'timeout', 'src'})})[ \t]*=",
     r"(?:allow|deny)[ \t]+(?:[0-9A-Fa-f.:\[\]]+/|@)",
     r".*src[ \t]*=[^,\]]*[/;]",  # several addresses to dial from
     r"(?:.*[ \t])?unix:[/@]",

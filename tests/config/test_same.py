@@ -79,7 +79,9 @@ def test_every_setting_is_another_than_by_default(lines: Config) -> None:
 def test_every_option_is_another_than_by_default(lines: Config) -> None:
     """The same; two of them end in the backends, and a file is its content. (TLS has tests of its own,
     for a key is nothing that could lie here.)"""
-    names = {option.field for option in OPTIONS.values()} - {"dns_refresh", "sorry_file"} | {"sorry"}
+    names = {option.field for option in OPTIONS.values()} - {"dns_refresh", "sources", "sorry_file"} | {
+        "sorry"
+    }
     names -= {*ACCEPT, *CONNECT, *BOTH, "tls_accept", "tls_connect", "handshake_timeout"} | {
         "proxy_from",
         "send_proxy",

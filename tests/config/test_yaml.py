@@ -174,7 +174,7 @@ def test_status_that_is_not_enabled(tmp_path: Path) -> None:
         ("rules: [x]\n", "1: expected a mapping"),
         (
             WEB.replace("bind", "bnd"),
-            "3: expected a key of a rule (fastfwd(8) lists them), found 'bnd' (did you mean 'bind'?)",
+            "3: expected a key of a rule (fastfwd.conf(5) lists them), found 'bnd' (did you mean 'bind'?)",
         ),
         (WEB.replace('"127.0.0.1:80"', '"127.0.0.1"'), "3: expected 'host:port'"),
         (WEB.replace('"127.0.0.1:80"', '"::1:80"'), "3: expected 'host:port'"),
@@ -233,14 +233,14 @@ def test_errors(tmp_path: Path, text: str, error: str) -> None:
         (
             f"{WEB}    conect_timeout: 5\n",
             [
-                "5: expected a key of a rule (fastfwd(8) lists them), found 'conect_timeout' "
+                "5: expected a key of a rule (fastfwd.conf(5) lists them), found 'conect_timeout' "
                 "(did you mean 'connect_timeout'?)"
             ],
         ),
         (
             f"global: {{workrs: 5}}\n{WEB}",
             [
-                "1: expected a key of 'global' (fastfwd(8) lists them), found 'workrs' "
+                "1: expected a key of 'global' (fastfwd.conf(5) lists them), found 'workrs' "
                 "(did you mean 'workers'?)"
             ],
         ),
