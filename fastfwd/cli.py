@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
+from typing import Any
 
 from fastfwd import __version__
 from fastfwd.model import Config, ConfigError, Forward, Outcome
@@ -18,10 +21,13 @@ from fastfwd.model import Config, ConfigError, Forward, Outcome
 OWN_FILE = "/etc/fastfwd.conf"
 RINETDS_FILE = "/etc/rinetd.conf"
 
+EACH = 0.2
+"""Seconds between two looks at how far an upgrade is."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `fastfwd`. Exit status: 0 stopped, valid or shown, 1 the configuration
-    or the start failed, it has no such forward, or no status was to be had, 2 wrong usage."""
+    """Entry point of `fastfwd`. Exit status: 0 stopped, valid, shown or upgraded, 1 the configuration, the
+    start or the upgrade failed, it has no such forward, or no status was to be had, 2 wrong usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.explain and (not options.test or options.status or len(options.explain) > 2):
@@ -34,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(_test(file, lenient=options.lenient))
         if options.status:
             sys.exit(_status(file))
+        if options.upgrade:
+            sys.exit(_upgrade(file))
         from fastfwd.supervisor.main import Options, run
 
         sys.exit(run(Options(file, os.getcwd(), foreground=options.foreground, lenient=options.lenient)))
@@ -44,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def default_file(command: str) -> str:
-    """The configuration of who names none: our own file if there is one, else rinetd's; and rinetd's alone for
-    who calls the program (`command`) by that name."""
+    """The configuration of whoever names none: our own file if there is one, else rinetd's; and rinetd's
+    alone for who calls the program (`command`) by that name."""
     if os.path.basename(command) == "rinetd" or not os.path.exists(OWN_FILE):
         return RINETDS_FILE
     return OWN_FILE
@@ -77,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar=("ADDRESS", "FORWARD"),
         help="with -t: say which line lets a client with that address in, or keeps it out",
+    )
+    add(
+        "--upgrade",
+        action="store_true",
+        help="have the running program replaced by the one that is installed now, and wait for the outcome",
     )
     add("--status", action="store_true", help="show what the running program does, and exit")
     add(
@@ -180,21 +193,60 @@ def _verdict(config: Config, forward: Forward, address: str) -> str:
 
 def _status(file: str) -> int:
     """Show what the program that runs with `file` does."""
+    from fastfwd.observe.terminal import text, width
+
+    status = _ask(file)
+    if isinstance(status, str):
+        print(f"fastfwd: {status}", file=sys.stderr)
+        return 1
+    print(text(status, width()), end="")
+    return 0
+
+
+def _ask(file: str) -> dict[str, Any] | str:
+    """What the program that runs with `file` says of itself, or why that is not to be had."""
     from fastfwd.config.load import metrics_address
-    from fastfwd.observe.terminal import fetch, text, width
+    from fastfwd.observe.terminal import fetch
 
     address = metrics_address(file)
     if address is None:
-        complaint = f"{file} has no line 'metrics ADDRESS:PORT': there is nobody to ask"
-    elif address.path is None and address.port == 0:
-        complaint = f"{file} leaves the metrics port to the kernel: the program has said which at its start"
-    else:
-        try:
-            print(text(fetch(address), width()), end="")
+        return f"{file} has no line 'metrics ADDRESS:PORT': there is nobody to ask"
+    if address.path is None and address.port == 0:
+        return f"{file} leaves the metrics port to the kernel: the program has said which at its start"
+    try:
+        return fetch(address)
+    except OSError as error:
+        return f"nobody answers on {address}: {error.strerror or error}"
+    except ValueError as error:
+        return f"{address} is not ours: {error}"
+
+
+def _upgrade(file: str) -> int:
+    """Have the program that runs with `file` hand over to a new one, and say what came of it."""
+    from fastfwd.supervisor.upgrade import PATIENCE
+
+    before = _ask(file)
+    if isinstance(before, str):
+        print(f"fastfwd: {before}", file=sys.stderr)
+        return 1
+    pid, failures = before["pid"], before["upgrades"]["failures"]
+    try:
+        os.kill(pid, signal.SIGUSR2)
+    except OSError as error:
+        print(f"fastfwd: cannot signal process {pid}: {error.strerror}", file=sys.stderr)
+        return 1
+    end = time.monotonic() + PATIENCE + 2 * EACH
+    while time.monotonic() < end:
+        time.sleep(EACH)
+        now = _ask(file)
+        if isinstance(now, str):
+            continue  # the new program's file may say another place, where nobody is yet
+        if now["pid"] != pid:
+            print(f"fastfwd: process {now['pid']}, version {now['version']}, has taken over")
             return 0
-        except OSError as error:
-            complaint = f"nobody answers on {address}: {error.strerror or error}"
-        except ValueError as error:
-            complaint = f"{address} is not ours: {error}"
-    print(f"fastfwd: {complaint}", file=sys.stderr)
+        if now["upgrades"]["failures"] != failures:
+            complaint = f"upgrade failed: process {pid} goes on, and its log says why"
+            print(f"fastfwd: {complaint}", file=sys.stderr)
+            return 1
+    print(f"fastfwd: process {pid} has neither been replaced nor said why not", file=sys.stderr)
     return 1

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -546,3 +547,46 @@ def try_to_connect(port: int) -> socket.socket | None:
         return connect(("127.0.0.1", port))
     except ConnectionRefusedError:
         return None
+
+
+# Without -c.
+
+
+@pytest.fixture
+def etc() -> Iterator[Sandbox]:
+    """Inside, /etc is empty."""
+    with Sandbox() as inside:
+        inside.cover(Path("/etc"))
+        yield inside
+
+
+def put(inside: Sandbox, *names: str) -> None:
+    """Inside, there are these files in /etc, with a forward each."""
+    for name in names:
+        inside.call(Path("/etc", name).write_text, "127.0.0.1 7 127.0.0.1 1\n")
+
+
+@pytest.mark.parametrize(
+    ("there", "read"),
+    [
+        (("rinetd.conf",), "/etc/rinetd.conf"),
+        (("fastfwd.conf",), "/etc/fastfwd.conf"),
+        (("rinetd.conf", "fastfwd.conf"), "/etc/fastfwd.conf"),
+    ],
+    ids=["rinetd's", "its own", "both"],
+)
+def test_the_file_that_is_read_by_default(etc: Sandbox, there: tuple[str, ...], read: str) -> None:
+    """Its own if there is one, else rinetd's."""
+    put(etc, *there)
+    done = etc.call(run, "-t")
+    assert done.stderr.startswith(f"fastfwd: {read} is valid"), done.stderr
+
+
+def test_who_calls_it_rinetd_gets_rinetds_file(etc: Sandbox, tmp_path: Path) -> None:
+    """Whatever else there is: a script that starts rinetd means that one."""
+    put(etc, "rinetd.conf", "fastfwd.conf")
+    script = tmp_path / "rinetd"
+    script.write_text("from fastfwd.cli import main\nmain()\n")
+    command = [sys.executable, str(script), "-t"]
+    done = etc.call(subprocess.run, command, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("fastfwd: /etc/rinetd.conf is valid"), done.stderr

@@ -532,6 +532,30 @@ def test_a_stale_handover_is_refused(tmp_path: Path) -> None:
     assert "expected a handover in descriptor 99" in found.stderr
 
 
+# By command.
+
+
+def test_the_command_waits_for_the_new_program(site: StartSite) -> None:
+    """And ends with 0 once it serves."""
+    here = site(f"metrics {HOST}:{free_port()}\n")
+    old = here.forwarder.pid
+    done = run("--upgrade", "-c", str(here.forwarder.config_path))
+    assert done.returncode == 0, done.stderr
+    here.forwarder.successor = int(re.findall(r"process (\d+), version \S+, has taken over", done.stdout)[0])
+    until(lambda: ended(old), what="the end of the old program")
+    assert greeting(here.address) == "one"
+
+
+def test_the_command_tells_of_a_failure(site: StartSite) -> None:
+    """And ends with 1."""
+    metrics = f"metrics {HOST}:{free_port()}\n"
+    here = site(metrics)
+    here.forwarder.configure(here.line(here.port) + metrics + "nonsense\n")
+    done = run("--upgrade", "-c", str(here.forwarder.config_path))
+    assert (done.returncode, "says why" in done.stderr) == (1, True)
+    assert greeting(here.address) == "one"
+
+
 # As a daemon.
 
 
