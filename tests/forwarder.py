@@ -89,7 +89,7 @@ class Forwarder:
     appended unless it has its own (or `log=False`, `workers=None`); for HAProxy it is
     translated (tests/haproxy.py). `command` is put before the program (`["strace", ...]`,
     `["ip", "netns", "exec", ...]`), `env` is added to the environment, and it inherits
-    the descriptors `inherit`.
+    the descriptors `inherit`. `instead` is another way to start it.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class Forwarder:
         env: Mapping[str, str] | None = None,
         ready: bool = True,
         inherit: Sequence[int] = (),
+        instead: Sequence[str] = (),
     ) -> None:
         self.kind = kind
         self.mark = f"FASTFWD_TEST_MARK={uuid.uuid4()}"
@@ -125,7 +126,7 @@ class Forwarder:
         name, _, value = self.mark.partition("=")
         with self.stderr_path.open("wb") as stderr, (self.directory / "stdout").open("wb") as stdout:
             self.process = subprocess.Popen(
-                [*command, *program(kind), *start, str(self.config_path), *args],
+                [*command, *(instead or program(kind)), *start, str(self.config_path), *args],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,

@@ -107,6 +107,8 @@ class Exporter:
     def _ready(self) -> Answer:
         state = self.observer.state()
         serving, slots = self.observer.serving(), self.observer.slots
+        if state is State.REPLACED:
+            return _verdict(True, "")
         if state is not State.SERVING:
             return _verdict(False, state.name.lower())
         return _verdict(serving == slots, f"{serving} of {slots} workers serve")

@@ -193,7 +193,9 @@ class Observer:
         self._samples.append(Sample(monotonic(), figures, processor))
 
     def beating(self) -> bool:
-        """Whether the supervisor and at least one worker come round their loops."""
+        """Whether the supervisor and at least one worker come round their loops, or others do instead."""
+        if self.state() is State.REPLACED:
+            return True
         now = monotonic()
         workers = (
             now - self._board.read(slot, Cell.HEARTBEAT) / 1e9

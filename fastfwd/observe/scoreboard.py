@@ -74,6 +74,8 @@ class State(enum.IntEnum):
     STARTING = 0
     SERVING = 1
     DRAINING = 2
+    REPLACED = 3
+    """Another program serves; whoever has asked us before is told so."""
 
 
 class SharedCell(enum.IntEnum):

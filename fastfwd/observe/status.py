@@ -192,7 +192,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything, at `time`. `state` is starting, serving or draining."""
+    """Everything, at `time`. `state` is starting, serving, draining or replaced."""
 
     version: str
     python: str

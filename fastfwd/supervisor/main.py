@@ -664,6 +664,7 @@ class Supervisor:
         let the sessions finish."""
         sessions = counted(self.scoreboard.total(Cell.SESSIONS), "session")
         log.info("upgraded: process %d has taken over; %s to finish here", pid, sessions)
+        self.books.state(State.REPLACED)
         self._draining = self._handed_over = True
         self._end_reload("handed over")
         self.listeners.abandon()

@@ -37,6 +37,16 @@ class Phase(enum.Enum):
     FAILED = "failed"
 
 
+def command(directory: str) -> list[str]:
+    """What started this program in `directory`, to be started again. A script chooses its interpreter by
+    itself: with a new version the same path may lead to another environment, with its own one."""
+    arguments = sys.orig_argv[1:]
+    script = os.path.join(directory, arguments[0])
+    if os.path.isfile(script) and os.access(script, os.X_OK):
+        return [script, *arguments[1:]]
+    return [sys.executable, *arguments]
+
+
 class Upgrade:
     """One attempt. `phase` tells how far it is; `pid` is the new program."""
 
@@ -53,7 +63,7 @@ class Upgrade:
         try:
             self._start()
         except OSError as error:
-            self._fail(f"cannot start {sys.executable}: {error.strerror}")
+            self._fail(f"cannot start {command(supervisor.options.directory)[0]}: {error.strerror}")
             return
         log.info("upgrading: process %d is to take over", self.pid)
 
@@ -124,7 +134,7 @@ class Upgrade:
             environment = {**os.environ, VARIABLE: f"{description}"}
             environment.pop("WATCHDOG_PID", None)  # it will be the one that is watched
             process = Popen(
-                [sys.executable, *sys.orig_argv[1:]],
+                command(supervisor.options.directory),
                 cwd=supervisor.options.directory,
                 env=environment,
                 stderr=writer,

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -452,6 +453,36 @@ def reader(fifo: Path) -> int:
 
 
 Hanging = tuple[Forwarder, tuple[str, int], int]
+
+
+def environment(path: Path, version: str) -> Path:
+    """A directory with a version of the program, and the script that starts it there."""
+    shutil.copytree(Path(fastfwd.__file__).parent, path / "fastfwd")
+    (path / "fastfwd" / "__init__.py").write_text(f'__version__ = "{version}"\n')
+    python = path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {sys.executable} "$@"\n')
+    script = path / "start"
+    script.write_text(f"#!{python}\nfrom fastfwd.cli import main\nmain()\n")
+    for each in (python, script):
+        each.chmod(0o755)
+    return script
+
+
+def test_a_link_may_lead_to_another_environment(
+    forwarder: StartForwarder, backend: StartServer, tmp_path: Path
+) -> None:
+    """The script at the same path brings its own interpreter, as two virtual environments have it."""
+    one, two = environment(tmp_path / "1", "99.1"), environment(tmp_path / "2", "99.2")
+    behind, port, metrics = backend(banner, "one"), free_port(), free_port()
+    link = tmp_path / "fastfwd"
+    link.symlink_to(one)
+    running = forwarder(
+        f"{HOST} {port} {behind.host} {behind.port}\nmetrics {HOST}:{metrics}\n", instead=[str(link)]
+    )
+    link.unlink()
+    link.symlink_to(two)
+    running.upgrade()
+    until(lambda: status(f"http://{HOST}:{metrics}/")["version"] == "99.2", what="the new version")
 
 
 @pytest.fixture

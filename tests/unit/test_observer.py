@@ -752,7 +752,7 @@ def test_figures_of_the_whole_program(board: Scoreboard, observer: Observer) -> 
 
 @pytest.mark.parametrize("state", State)
 def test_state_is_shown_by_its_name(board: Scoreboard, observer: Observer, state: State) -> None:
-    """starting, serving, draining."""
+    """starting, serving, draining, replaced."""
     board.supervisor[SupervisorCell.STATE] = state
     assert observer.state() is state
     assert observer.status().state == state.name.lower()
