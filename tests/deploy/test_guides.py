@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -223,9 +222,7 @@ def taken(span: str, directory: Path) -> bool:
 @pytest.mark.parametrize("heading", TABLES)
 def test_fastfwd_has_the_words_on_the_right(files: Path, heading: str) -> None:
     """Each alone, where it belongs."""
-    spans = {
-        span for _, right in rows(page("from-haproxy"), heading) for span in SPAN.findall(right)
-    }
+    spans = {span for _, right in rows(page("from-haproxy"), heading) for span in SPAN.findall(right)}
     ours = spans - NOT_OURS
     assert len(ours) >= 8
     assert {span for span in ours if not taken(span, files)} == set()
