@@ -31,7 +31,7 @@ CERTIFICATES = ("www.pem", "mail.pem", "me.pem")
 AUTHORITIES = ("people.pem", "ours.pem")
 """Files that the examples name."""
 
-GUIDES = ("from-haproxy", "from-rinetd-uv", "from-socat", "rinetd-to-fastfwd")
+GUIDES = ("from-haproxy", "from-rinetd-uv", "from-socat", "rinetd-to-fastfwd", "dnat")
 
 
 def page(name: str) -> str:
