@@ -5,6 +5,7 @@ Three hosts in a row, as tests/system/test_transparent.py has them: a client, th
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -81,9 +82,12 @@ def test_a_backend_sees_the_client(row: Row, port: int, behind: int) -> None:
 
 
 def test_a_session_outlives_new_rules(row: Row, tmp_path: Path) -> None:
-    """It goes on where it was, though its rule is gone."""
-    path = tmp_path / "none.nft"
-    path.write_text("table ip forwards\ndelete table ip forwards\n")
+    """It goes on where it was, though its own rule is gone."""
+    rules = placed(BLOCKS["forwards.nft"])
+    path = tmp_path / "fewer.nft"
+    path.write_text(
+        "table ip forwards\ndelete table ip forwards\n" + re.sub(r"(?m)^ *tcp dport 80 .*\n", "", rules)
+    )
     with (
         row.behind.call(Listener, BACKEND, 8080) as listener,
         row.client.call(connect, (HERE, 80)) as client,
@@ -92,6 +96,20 @@ def test_a_session_outlives_new_rules(row: Row, tmp_path: Path) -> None:
         row.middle.run("nft", "-f", str(path))
         client.sendall(b"hello")
         assert read_exactly(served, 5) == b"hello"
+
+
+def test_a_session_without_any_rules(row: Row) -> None:
+    """It stands still."""
+    with (
+        row.behind.call(Listener, BACKEND, 8080) as listener,
+        row.client.call(connect, (HERE, 80)) as client,
+        listener.accept() as served,
+    ):
+        row.middle.run("nft", "delete", "table", "ip", "forwards")
+        client.sendall(b"hello")
+        served.settimeout(deadline.seconds(1))
+        with pytest.raises(TimeoutError):
+            served.recv(5)
 
 
 def test_datagrams(row: Row) -> None:
