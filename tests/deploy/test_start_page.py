@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 import time
+import tomllib
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,7 +28,7 @@ import pytest
 from tests import processes
 from tests.deadline import seconds, until
 from tests.deploy.pages import DOCS, ROOT, Command, as_shown, commands
-from tests.peers import require_peer, require_root
+from tests.peers import lack, require_peer, require_root
 from tests.system.namespaces import Sandbox
 
 PAGE = (DOCS / "start.md").read_text("utf-8")
@@ -110,9 +111,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     for needed in ("curl", "pgrep"):
         require_peer(needed)
     wheels, home = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("home")
-    # What `pip install .` fetches: what builds fastfwd, and what it needs.
-    fetch = [sys.executable, "-m", "pip", "wheel", "-q", "-w", wheels, ".", "hatchling"]
-    subprocess.run(fetch, cwd=ROOT, check=True, timeout=seconds(60))
+    fetch(wheels)
     with Sandbox(network=True) as sandbox:
         shell = sandbox.call(Shell, home, {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)})
         try:
@@ -123,6 +122,16 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
             yield Walk(answers, running, [path.name for path in home.iterdir()])
         finally:
             shell.close()
+
+
+def fetch(directory: Path) -> None:
+    """What `pip install .` will ask for: what builds fastfwd, and what it needs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "-w", str(directory), *wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds(60))
+    if done.returncode != 0:
+        lack(f"no packages to be had: {done.stderr.strip()[-200:]}")
 
 
 def answer(shell: Shell, command: Command) -> tuple[int, str]:
