@@ -21,7 +21,7 @@ from bench.results import DIRECTORY, Figure, Reference, Result, Spread, load_all
 from bench.scenarios import SCENARIOS
 from bench.targets import WORKERS, Target, judge
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "dnat.md")
 """The documents with blocks."""
 
 REPORT = "README.md"
@@ -252,7 +252,40 @@ def summary_block(results: Results) -> str:
     )
 
 
+KERNEL = (
+    Line("bulk", "rate", "1 flow", "long streams, one flow: Gbit/s"),
+    Line("bulk", "rate", "8 flows", "long streams, eight flows: Gbit/s"),
+    Line("requests", "rate", "1 connection", "one busy connection: requests/s"),
+    Line("requests", "rate", "64 connections", "64 busy connections: requests/s"),
+    Line("requests", "p99", "64 connections", "64 busy connections: 99th percentile of a request ↓, ms"),
+    Line("connections", "rate", "64 at a time", "connections/s"),
+    Line("connections", "p99", "64 at a time", "99th percentile of a connection ↓, ms"),
+    Line("datagrams", "rate", "64 flows", "UDP round trips/s, 64 flows"),
+    Line("datagrams", "rate", "2,000 flows", "UDP round trips/s, 2,000 flows"),
+)
+"""What is told of the kernel's own forwarding."""
+
+
+def dnat_block(results: Results) -> str:
+    """The kernel's own forwarding beside fastfwd, in absolute figures and as ratios."""
+    rows = []
+    for line in KERNEL:
+        result = results.get(line.scenario)
+        if result is None:
+            continue
+        figure = next(each for each in result.figures if each.name == line.figure)
+        found = [result.value(line.case, name, line.figure) for name in ("dnat", "fastfwd-1", "fastfwd-2")]
+        beside = result.ratio(line.case, "fastfwd-1", line.figure, Reference("dnat"))
+        if all(found):
+            rows.append(
+                [line.title, *(shown(each, figure.formatted) for each in found), shown(beside, ratio)]
+            )
+    head = ["", *(CONTENDERS[name].title for name in ("dnat", "fastfwd-1", "fastfwd-2")), "1 worker ÷ DNAT"]
+    return Table(head, rows).markdown() if rows else f"{UNMEASURED}\n"
+
+
 BLOCKS: dict[str, Callable[[Results], str]] = {
+    "dnat": dnat_block,
     "machine": machine_block,
     "targets": targets_block,
     "summary": summary_block,
