@@ -226,7 +226,7 @@ class Supervisor:
                 self.stop()
         self._close()
         self.signals.ignore()
-        log.info("stopped: process %d", os.getpid())
+        log.info("%s: process %d", "ended after its upgrade" if self._handed_over else "stopped", os.getpid())
         return self._status
 
     def _needed(self) -> bool:
