@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from typing import Final
 
 SIZE: Final = 1 << 20
@@ -23,6 +24,19 @@ SECOND: Final = 1 << 18
 
 USABLE: Final = 64 * 1024
 """A pipe the kernel made smaller than this is slower than copying and is not used."""
+
+
+def share(workers: int) -> int:
+    """Pipes of SIZE that each of so many workers may open without rights: the kernel counts those of all
+    processes of an account together, and who came first would leave nothing to the others (pipe(7))."""
+    try:
+        with open("/proc/sys/fs/pipe-user-pages-soft", encoding="ascii") as sysctl:
+            pages = int(sysctl.read())
+    except (OSError, ValueError):
+        return 0  # unknown: when one is needed is early enough
+    if not pages:  # no limit
+        return sys.maxsize
+    return pages * os.sysconf("SC_PAGE_SIZE") // SIZE // workers
 
 
 class Pipe:

@@ -93,12 +93,14 @@ class Link:
         """The descriptor to poll for reading."""
         return self._sock.fileno()
 
-    def tell(self, **message: Any) -> None:
-        """Send a message. One that there is no room for is lost, as is one to a program that is gone."""
+    def tell(self, **message: Any) -> bool:
+        """Send a message. One that there is no room for is lost, as is one to a program that is gone;
+        whether it was sent."""
         try:
             self._sock.send(orjson.dumps(message))
         except OSError:
-            pass
+            return False
+        return True
 
     def heard(self) -> tuple[list[dict[str, Any]], bool]:
         """What has arrived, and whether the other program is still there."""

@@ -36,13 +36,14 @@ class Inherited:
             self.shared.add(key)
         return found + mine
 
-    def close(self) -> list[str]:
-        """Close what nobody has taken; where those of the service manager listened."""
-        left = [_text(_place(each)) for each in self.loose]
+    def close(self) -> tuple[list[str], list[str]]:
+        """Close what nobody has taken: the keys of what was an upgrade's, and where the service manager's
+        listened."""
+        keys, left = list(self.keyed), [_text(_place(each)) for each in self.loose]
         for each in (*self.loose, *(sock for group in self.keyed.values() for sock in group)):
             each.close()
         self.keyed, self.loose = {}, []
-        return left
+        return keys, left
 
 
 def from_manager(environment: MutableMapping[str, str] = os.environ) -> Inherited:

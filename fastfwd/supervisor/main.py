@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -110,6 +110,8 @@ class Supervisor:
         self._upgrade: Upgrade | None = None
         self._upgrade_wanted = False
         self._handed_over = False
+        self._not_taken: list[str] = []
+        """Keys of inherited sockets that no forward wanted."""
         self._pidfile: PidFile | None = None
         self._last_generation = self.setup.generation
         self._reload: Reload | None = None
@@ -147,7 +149,8 @@ class Supervisor:
             self.setup.places = places(self.config, self.names.addresses)
             self.setup.open(self.listeners, self.metrics)
             self._hold(self.setup)
-            for place in self._inherited.close():
+            self._not_taken, left = self._inherited.close()
+            for place in left:
                 log.warning("no forward listens on %s: the service manager's socket is not used", place)
             self._await_names(dialled(self.config), now + BACKEND_NAME_LIMIT)
             problems = unreachable(self.config, self.names)
@@ -448,8 +451,10 @@ class Supervisor:
         if self._ready is not None and len(serving) == self.scoreboard.slots:
             if self._predecessor is None or self._predecessor.sole:
                 self._begin(self._ready)
-            else:
-                self._predecessor.serving()
+            elif not self._predecessor.serving(self._not_taken, self.scoreboard.slots):
+                log.critical("cannot tell process %d that this one serves; giving up", os.getppid())
+                self._status = 1
+                self.stop()
 
     def _begin(self, ready: Callable[[], None]) -> None:
         """All workers serve, and nobody else does what only one can do."""
@@ -659,9 +664,9 @@ class Supervisor:
             upgrades=1 + (0 if self._predecessor is None else self._predecessor.upgrades),
         )
 
-    def hand_over(self, pid: int) -> None:
-        """Process `pid` serves: accept nothing more, keep nothing that only one program can have, and
-        let the sessions finish."""
+    def hand_over(self, pid: int, dropped: Set[str], slots: int) -> None:
+        """Process `pid` serves, in so many `slots` and without the places `dropped`: accept nothing more,
+        keep nothing that only one program can have, and let the sessions finish."""
         sessions = counted(self.scoreboard.total(Cell.SESSIONS), "session")
         log.info("upgraded: process %d has taken over; %s to finish here", pid, sessions)
         self.books.state(State.REPLACED)
@@ -672,7 +677,10 @@ class Supervisor:
         self.statusfile.abandon()
         self._tell_exporter({"op": "retire"})
         for child in self.children.workers:
-            child.channel.send({"op": "drain", "flows": True})
+            # A UDP socket that the new program has not got must not stay open: a part of the clients
+            # would be led to it, and nobody would read what they send.
+            kept = child.keys - dropped if child.slot < slots else frozenset[str]()
+            child.channel.send({"op": "drain", "flows": kept})
         if self._pidfile is not None:
             self._pidfile.abandon()
             self._pidfile = None
@@ -774,7 +782,7 @@ class Supervisor:
         # empties it before.
         self.listeners.close()
         for child in self.children.workers:
-            child.channel.send({"op": "drain", "flows": False})
+            child.channel.send({"op": "drain", "flows": frozenset()})
 
     def stop(self) -> None:
         """End every session, and then this process."""

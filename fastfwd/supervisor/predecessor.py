@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final
 
 from fastfwd.supervisor.handover import Handover, Link
+
+PART: Final = 20
+"""Keys of places in a message: each has the path of a Unix socket, 108 bytes, at most."""
 
 
 class Predecessor:
@@ -32,9 +37,12 @@ class Predecessor:
         """The descriptor to poll for reading."""
         return self._link.fileno()
 
-    def serving(self) -> None:
-        """All our workers serve: it may let go."""
-        self._link.tell(op="serving")
+    def serving(self, dropped: Sequence[str], slots: int) -> bool:
+        """All our workers serve, in so many `slots`, without the places `dropped`: it may let go. Whether
+        it could be told."""
+        parts = [dropped[start : start + PART] for start in range(0, len(dropped), PART)]
+        said = [self._link.tell(op="dropped", keys=part) for part in parts]
+        return all([*said, self._link.tell(op="serving", slots=slots)])
 
     def stop(self) -> None:
         """It must stop, as we do."""
@@ -80,6 +88,7 @@ class Predecessor:
             # It needs not have said so: what a dead program had, nobody else has.
             self.sole = self.gone = True
             self.left = 0
+            self._link.close()
 
     def abandon(self) -> None:
         """In a new child: let go of everything, which is the supervisor's still."""

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastfwd.supervisor.handover import VARIABLE, Link, pair
 
@@ -60,6 +60,7 @@ class Upgrade:
         self._messages = -1
         self._heard = b""
         self._lines = 0
+        self._dropped: set[str] = set()
         try:
             self._start()
         except OSError as error:
@@ -80,7 +81,7 @@ class Upgrade:
         if self._link is not None:
             messages, alive = self._link.heard()
             for message in messages:
-                self._obey(message.get("op"))
+                self._obey(message)
             if not alive:
                 self._link.close()
                 self._link = None
@@ -148,10 +149,13 @@ class Upgrade:
             for descriptor in spare:
                 os.close(descriptor)
 
-    def _obey(self, order: object) -> None:
-        if order == "serving" and self.phase is Phase.STARTING:
+    def _obey(self, message: dict[str, Any]) -> None:
+        order = message.get("op")
+        if order == "dropped" and self.phase is Phase.STARTING:
+            self._dropped.update(map(str, message.get("keys", ())))
+        elif order == "serving" and self.phase is Phase.STARTING:
             self.phase = Phase.HANDED_OVER
-            self._supervisor.hand_over(self.pid)
+            self._supervisor.hand_over(self.pid, self._dropped, int(message.get("slots", 0)))
             if self._link is not None:
                 self._link.tell(op="yours")
         elif order == "stop" and self.phase is Phase.HANDED_OVER:

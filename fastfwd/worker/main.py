@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 from _socket import socket as Socket  # noqa: N812
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -31,7 +31,7 @@ from fastfwd.observe.eventlog import Allowance, Event, EventLog, line_format
 from fastfwd.observe.scoreboard import LAG, Cell, ForwardCell, Scoreboard, TlsFailure
 from fastfwd.relay.ciphering import Records, Stream, ciphering
 from fastfwd.relay.copying import discarder
-from fastfwd.relay.pipes import PipePool
+from fastfwd.relay.pipes import PipePool, share
 from fastfwd.relay.pump import Tally
 from fastfwd.relay.splicing import movers
 from fastfwd.tls import Contexts, not_raised
@@ -44,7 +44,7 @@ from fastfwd.worker.dial import PATIENCE, Dial, Target, dial_options
 from fastfwd.worker.handshake import Handshake
 from fastfwd.worker.limits import LOCAL, Admission, Census
 from fastfwd.worker.loop import GRANULARITY, Loop, TimerQueue
-from fastfwd.worker.privileges import Account, PrivilegeError, drop
+from fastfwd.worker.privileges import UNCOUNTED, Account, PrivilegeError, drop
 from fastfwd.worker.rates import Rates
 from fastfwd.worker.session import LINGER, Abort, Session
 from fastfwd.worker.sorry import Leaflet, Sorry
@@ -318,7 +318,7 @@ class Worker:
             for listener in self._listeners.values():
                 listener.update(message["hosts"])
         elif operation == "drain":
-            self.drain(flows=message["flows"])
+            self.drain(message["flows"])
         elif operation == "stop":
             self.stop()
 
@@ -493,15 +493,16 @@ class Worker:
         listener.empty()
         listener.sock.close()
 
-    def drain(self, *, flows: bool = False) -> None:
-        """Accept what is queued, then nothing more; end with the last session. With `flows`, those of
-        UDP end when they have been silent, too: another program has the sockets, and takes what
+    def drain(self, flows: Set[str] = frozenset()) -> None:
+        """Accept what is queued, then nothing more; end with the last session. Flows of the listeners
+        with these keys end when they have been silent, too: another program has the sockets and takes what
         clients send from now on, but what backends still answer comes to us."""
         self._draining = True
+        self.pool.close()  # in an upgrade the new program's may need them: an account has so many
         listeners, self._listeners = self._listeners, {}
         self._check()
-        for listener in listeners.values():
-            if flows and isinstance(listener, UdpListener):
+        for key, listener in listeners.items():
+            if key in flows and isinstance(listener, UdpListener):
                 self.loop.forget(listener.sock.fileno())
             else:
                 self._empty_and_close(listener)
@@ -624,7 +625,7 @@ def main(slot: int, channel: Channel, scoreboard: Scoreboard, census: Census, ac
     with open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write(f"fastfwd-w{slot}")
     worker = Worker(slot, channel, scoreboard, census)
-    worker.pool.fill(FILL)
+    worker.pool.fill(FILL if account.given & UNCOUNTED else min(FILL, share(scoreboard.slots)))
     try:
         drop(account)
     except PrivilegeError as error:

@@ -28,6 +28,9 @@ NET_RAW: Final = 1 << 13
 """CAP_NET_RAW: the lesser of the two that IP_TRANSPARENT is content with (do_ip_setsockopt in the kernel's
 net/ipv4/ip_sockglue.c; ip(7) names the greater one alone)."""
 
+UNCOUNTED: Final = 1 << 21 | 1 << 24
+"""CAP_SYS_ADMIN, CAP_SYS_RESOURCE: who has either may open any number of large pipes (pipe(7))."""
+
 DEFAULT_USER: Final = "nobody"
 
 

@@ -303,3 +303,16 @@ def test_a_mark_keeps_its_capability_and_no_other(capable: StartCapable) -> None
     _, running = capable("127.0.0.1 81 192.0.2.1 1 [mark=7]\n", "net_bind_service", "net_admin")
     for pid in running.workers().values():
         assert capability_sets(pid) == {0, 1 << 12}
+
+
+def test_every_worker_has_pipes(capable: StartCapable) -> None:
+    """Without root the kernel counts those of all workers together; none takes the others' share."""
+    metrics = "metrics 127.0.0.1:9464\n"
+    inside, running = capable(f"127.0.0.1 81 192.0.2.1 1\nworkers 4\n{metrics}", "net_bind_service")
+
+    def idle() -> list[float]:
+        found = inside.call(scrape, "http://127.0.0.1:9464/")
+        return [total(found, "pipes", slot=f"{slot}", state="idle") for slot in running.workers()]
+
+    until(lambda: min(idle()) >= 16, what="16 pipes of each")
+    assert max(idle()) == min(idle())
