@@ -55,8 +55,8 @@ def test_logrotate_takes_it(inside: Sandbox, tmp_path: Path) -> None:
 def test_the_pid_file(
     inside: Sandbox, tmp_path: Path, forwarder: StartForwarder, backend: StartServer
 ) -> None:
-    """A program that root has started, as rinetd is, is found by its pid file and goes on in the new log; what
-    was logged before is in the old one."""
+    """A program that root has started, as rinetd is, is found by its pid file and goes on in the new log;
+    what was logged before is in the old one."""
     port, behind = free_port(), backend(echo)
     log = "/var/log/rinetd.log"
     config = f"127.0.0.1 {port} {behind.host} {behind.port}\nlogfile {log}\npidlogfile /run/rinetd.pid\n"
