@@ -171,10 +171,11 @@ class Machine:
         target.chmod(mode)
 
     def copy(self, source: Path, path: str) -> None:
-        """Put a copy of a file of the tree there, as an operator does."""
+        """Put a copy of a file of the tree there, as install(1) does."""
         target = self.path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
+        shutil.copyfile(source, target)
+        target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
 
     def path(self, inside: str) -> Path:
         """A file of the machine's, as seen from here."""
