@@ -1,8 +1,8 @@
 """How many sessions each limit of a machine allows with a configuration. The formulas, and nothing else.
 
 doctor/command has the Machine read and the Demand made; doctor/remedy turns the formulas round, doctor/report
-writes them down; docs/doctor.md explains each. Pure: what raises a limit never lowers an answer, and what
-is not known limits nothing.
+writes them down; docs/doctor.md explains each. Pure. What raises a limit never lowers an answer (but for
+the sixteenth descriptor, which brings a pipe, and that has two); what is not known limits nothing.
 """
 
 from __future__ import annotations
@@ -17,30 +17,35 @@ from fastfwd.doctor.machine import GroupLimit, Machine, ports
 from fastfwd.doctor.program import Program
 from fastfwd.model import Protocol
 from fastfwd.observe.terminal import size
+from fastfwd.worker.main import FILL
 
-OWN_FILES: Final = 11
+OWN_FILES: Final = 9
 """Descriptors of a worker that serves nothing: standard streams, epoll, channel, census, recall and the pipe
 of its signals."""
 
-SUPERVISOR_FILES: Final = 24
+SUPERVISOR_FILES: Final = 16
 """Those of a supervisor without listeners and children, and what the fork of a child takes for a moment."""
 
 CHILD_FILES: Final = 2
 """What it keeps of each child: the channel, and the directory of its open files."""
 
-SESSION_MEMORY: Final = 1_100 + 7_700
-"""Bytes of an idle TCP session: what a worker has of it (bench/results/memory.json), and the kernel's two
-sockets (docs/doctor.md)."""
+PROCESS_PART: Final = {"session": 1_103, "tls": 16_200 - 1_103, "flow": 1_067}
+"""Bytes of a worker that an idle session, each of its sides with TLS, and a flow take. These figures and
+those that follow are measured: docs/capacity.md has how (M_session, M_tls, M_flow)."""
 
-FLOW_MEMORY: Final = 1_130 + 2_800
-"""Bytes of a UDP flow, in the same two parts (docs/doctor.md)."""
+KERNEL_PART: Final = {"session": 8_212, "flow": 2_817, "entry": 256, "listener": 3_972}
+"""Bytes of the kernel's for the same, for an entry of conntrack, and for a listener (K_session, K_flow,
+K_conntrack, K_listener)."""
 
-TLS_MEMORY: Final = 15_100
-"""Bytes that a side with TLS takes besides (docs/decisions/0012-records-pass-through-memory.md)."""
+BASE_MEMORY: Final = 21 << 20
+WORKER_MEMORY: Final = 9 << 20
+EXPORTER_MEMORY: Final = 24 << 20
+"""Bytes of the program without sessions: once, for each worker, and where there is an exporter (M_supervisor,
+M_worker, M_exporter)."""
 
-BASE_MEMORY: Final = 16 << 20
-WORKER_MEMORY: Final = 8 << 20
-"""Bytes of the program without sessions: once, and for each worker (bench/results/memory.json)."""
+PLACE_MEMORY: Final = 2_900
+PLACE_OF_WORKER_MEMORY: Final = 5_100
+"""Bytes for what is listened on: once, and in each worker (M_forward)."""
 
 TIME_WAIT: Final = 60
 """Seconds for which the side that closes first keeps its port (TCP_TIMEWAIT_LEN in the kernel's
@@ -96,9 +101,25 @@ class Facts:
     @property
     def memory_of_session(self) -> int:
         """Bytes of an idle session, of the kind that takes most."""
+        tracked = 0 if tracked_beside(self) is None else 2 * KERNEL_PART["entry"]
         if self.files_of_session == 1:
-            return FLOW_MEMORY
-        return SESSION_MEMORY + self.demand.tls * TLS_MEMORY
+            return PROCESS_PART["flow"] + KERNEL_PART["flow"] + tracked
+        own = PROCESS_PART["session"] + self.demand.tls * PROCESS_PART["tls"]
+        return own + KERNEL_PART["session"] + tracked
+
+    @property
+    def memory_of_program(self) -> int:
+        """Bytes that it will take without a session: none where it runs, for it has them already."""
+        if self.program is not None:
+            return 0
+        of_worker = PLACE_OF_WORKER_MEMORY + KERNEL_PART["listener"]
+        exporter = EXPORTER_MEMORY * self.demand.exporter
+        return (
+            BASE_MEMORY
+            + exporter
+            + self.demand.places * PLACE_MEMORY
+            + self.workers * (WORKER_MEMORY + self.demand.places * of_worker)
+        )
 
     def resource_source(self, option: str) -> str:
         """Where a limit of the process was read; of a shell that is best asked itself: `ulimit` with an
@@ -111,9 +132,9 @@ class Facts:
         soft, hard = self.machine.resources.get("Max open files", (None, None))
         return soft if self.program is not None else hard
 
-    def files_of_worker(self, limit: int) -> int:
-        """Descriptors of a worker without sessions, all of its pipes counted, under that limit."""
-        return OWN_FILES + self.demand.places + self.demand.files + 2 * most_pipes(limit)
+    def files_of_worker(self, pipes: int) -> int:
+        """Descriptors of a worker that has so many pipes, and no session."""
+        return OWN_FILES + self.demand.places + self.demand.files + 2 * pipes
 
 
 def limits(facts: Facts) -> list[Limit]:
@@ -137,7 +158,8 @@ def spread(share: int, workers: int) -> int:
     if share <= 0 or workers <= 1:
         return max(0, share) * workers
     deviation = math.sqrt(1 - 1 / workers)
-    return int(workers * (math.sqrt(deviation**2 + share) - deviation) ** 2)
+    # A little more, so that what floating point has lost is no session.
+    return int(workers * (math.sqrt(deviation**2 + share) - deviation) ** 2 * (1 + 1e-12) + 1e-9)
 
 
 def share(sessions: int, workers: int) -> int:
@@ -228,18 +250,18 @@ def descriptors(facts: Facts) -> Limit:
     source = facts.resource_source("Hn")
     if limit is None:
         return Limit("descriptors", "descriptors per worker", "unknown", None, source)
-    room = limit - facts.files_of_worker(limit)
+    room = limit - facts.files_of_worker(most_pipes(limit))
     sessions = spread(room // facts.files_of_session, facts.workers)
     return Limit("descriptors", "descriptors per worker", f"{limit:,}", sessions, source)
 
 
 def files_beside(facts: Facts) -> int:
-    """Files that are open, or will be, without any session of ours."""
+    """Files that are open, or will be, without any session of ours. (Pipes are opened while there is room;
+    those of the start stay.)"""
     used = facts.machine.number("fs.file-nr") or 0
     if facts.program is not None and facts.program.files is not None:
         used -= facts.program.files
-    limit = facts.file_limit or 0
-    return max(0, used) + facts.workers * facts.files_of_worker(limit)
+    return max(0, used) + facts.workers * facts.files_of_worker(FILL)
 
 
 def _files(facts: Facts) -> Limit:
@@ -282,8 +304,7 @@ def room_for_sessions(facts: Facts) -> tuple[int, GroupLimit | None] | None:
     if not found:
         return None
     room, group = min(found, key=lambda each: each[0])
-    beside = 0 if facts.program is not None else BASE_MEMORY + facts.workers * WORKER_MEMORY
-    return max(0, room - beside), group
+    return max(0, room - facts.memory_of_program), group
 
 
 def memory(facts: Facts) -> Limit:
@@ -314,7 +335,7 @@ def _watches(facts: Facts) -> Limit:
 
 def files_of_supervisor(facts: Facts) -> int:
     """The descriptors it has when all is open: every slot's listeners are its own."""
-    children = facts.workers + facts.demand.children
+    children = facts.workers + (facts.demand.exporter + facts.demand.resolver)
     return SUPERVISOR_FILES + facts.demand.places * facts.workers + CHILD_FILES * children
 
 
@@ -331,7 +352,7 @@ def _supervisor(facts: Facts) -> Limit:
 
 def processes_needed(facts: Facts) -> int:
     """Those of the program."""
-    return 1 + facts.workers + facts.demand.children
+    return 1 + facts.workers + (facts.demand.exporter + facts.demand.resolver)
 
 
 def process_limits(facts: Facts) -> list[tuple[int, str]]:

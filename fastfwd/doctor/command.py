@@ -21,8 +21,8 @@ from fastfwd.model import Address, Config, ConfigError, Problem
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """The `report`, the `problems` of the configuration, and whether the machine `holds` the sessions that were
-    asked for."""
+    """The `report`, the `problems` of the configuration, and whether the machine `holds` as many sessions as
+    were asked for."""
 
     report: str
     problems: list[Problem]

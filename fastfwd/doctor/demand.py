@@ -39,9 +39,9 @@ class Way:
 @dataclass(frozen=True, slots=True)
 class Demand:
     """`workers` None: one per processor. `streams` and `datagrams` are the places that are listened on, each
-    a socket in every worker; `files` are those that all workers hold besides, `children` the processes beside
-    workers. `ports` and `datagram_ports` are listened on. `tls` is the most sides of a session that are
-    encrypted. `stands_in` says that there is no configuration, and what is asked for is the usual."""
+    a socket in every worker; `files` are those that every worker holds besides; `exporter` and `resolver` say
+    whether there is one. `ports` and `datagram_ports` are listened on. `tls` is the most sides of a session
+    that are encrypted. `stands_in` says that there is no configuration, and this is what one usually asks."""
 
     file: str
     ways: tuple[Way, ...]
@@ -49,7 +49,8 @@ class Demand:
     streams: int
     datagrams: int
     files: int
-    children: int
+    exporter: bool
+    resolver: bool
     connections: int | None
     connections_origin: Origin
     backlog: int | None
@@ -70,7 +71,6 @@ def demand(config: Config, addresses: Addresses, *, stands_in: bool = False) -> 
     streams = [part for part in parts if part.listen.protocol is Protocol.TCP]
     datagrams = [part for part in parts if part.listen.protocol is Protocol.UDP]
     hosts = {part.listen.host for part in parts} | {host for part in parts for host in part.hosts}
-    named = any(numeric(host) is None for host in hosts)
     tls = ((each.tls_accept is not None) + (each.tls_connect is not None) for each in parts)
     return Demand(
         file=config.file,
@@ -79,7 +79,8 @@ def demand(config: Config, addresses: Addresses, *, stands_in: bool = False) -> 
         streams=len(streams),
         datagrams=len(datagrams),
         files=int(config.logfile is not None),
-        children=(config.metrics is not None) + named,
+        exporter=config.metrics is not None,
+        resolver=any(numeric(host) is None for host in hosts),
         connections=config.limits.connections,
         connections_origin=config.origin("max-connections"),
         backlog=config.backlog,

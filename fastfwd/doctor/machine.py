@@ -187,7 +187,7 @@ def _connections(top: Path) -> int | None:
     """TCP sockets that are neither closed nor in TIME_WAIT, listening ones included."""
     total = None
     for name, key in (("sockstat", "TCP"), ("sockstat6", "TCP6")):
-        with suppress(KeyError, ValueError):
+        with suppress(KeyError, ValueError, IndexError):
             words = _table(top / "proc/net" / name)[key].split()
             total = (total or 0) + int(words[words.index("inuse") + 1])
     return total

@@ -22,7 +22,6 @@ from fastfwd.doctor.capacity import (
     room_for_sessions,
     share,
     source_ports,
-    spread,
     together,
     tracked_beside,
     watches_beside,
@@ -131,8 +130,8 @@ def _times(facts: Facts, each: dict[str, int], wanted: int) -> int | None:
 def file_limit_for(facts: Facts, wanted: int) -> int:
     """A limit of descriptors with which the workers have room for so many sessions."""
     needed = share(wanted, facts.workers) * facts.files_of_session
-    limit = rounded(needed + facts.files_of_worker(0))
-    while spread((limit - facts.files_of_worker(limit)) // facts.files_of_session, facts.workers) < wanted:
+    limit = rounded(needed + facts.files_of_worker(most_pipes(needed)))
+    while limit - facts.files_of_worker(most_pipes(limit)) < needed:
         limit += STEP
     return limit
 
@@ -154,11 +153,7 @@ def _supervisor(facts: Facts, wanted: int) -> Remedy:
 
 
 def _files(facts: Facts, wanted: int) -> Remedy:
-    # A higher limit of descriptors, which the same advice may bring, allows for more pipes.
-    pipes = 2 * facts.workers * (most_pipes(1 << 20) - most_pipes(facts.file_limit or 0))
-    return Remedy(
-        {"fs.file-max": str(rounded(files_beside(facts) + pipes + facts.files_of_session * wanted))}
-    )
+    return Remedy({"fs.file-max": str(rounded(files_beside(facts) + facts.files_of_session * wanted))})
 
 
 def _conntrack(facts: Facts, wanted: int) -> Remedy:
