@@ -194,7 +194,8 @@ def usable_ports(machine: Machine, taken: Iterable[int]) -> int | None:
     if first is None or last is None:
         return None
     reserved = ports(machine.sysctls.get("net.ipv4.ip_local_reserved_ports", ""))
-    return len(set(range(first, last + 1)) - reserved - set(taken))
+    whole = range(first, last + 1)
+    return len(whole) - sum(port in whole for port in reserved.union(taken))
 
 
 def ports_of(facts: Facts) -> dict[str, int] | None:
@@ -295,24 +296,22 @@ def _conntrack(facts: Facts) -> Limit | None:
     return Limit("conntrack", name, f"{most:,}", max(0, most - others) // 2, source)
 
 
-def room_for_sessions(facts: Facts) -> tuple[int, GroupLimit | None] | None:
-    """Bytes that are left, and the control group whose limit that is, if it is one's."""
+def rooms(facts: Facts) -> list[tuple[int, GroupLimit | None]]:
+    """Bytes that are left for sessions: in the machine, and in each control group that has a limit."""
     found: list[tuple[int, GroupLimit | None]] = []
     if facts.machine.available is not None:
         found.append((facts.machine.available, None))
-    found += [(max(0, int(each.limit) - each.used), each) for each in facts.machine.group("memory")]
-    if not found:
-        return None
-    room, group = min(found, key=lambda each: each[0])
-    return max(0, room - facts.memory_of_program), group
+    found += [(int(each.limit) - each.used, each) for each in facts.machine.group("memory")]
+    return [(room - facts.memory_of_program, group) for room, group in found]
 
 
 def memory(facts: Facts) -> Limit:
     """For sessions that are idle."""
-    room = room_for_sessions(facts)
-    if room is None:
+    found = rooms(facts)
+    if not found:
         return Limit("memory", "memory, all idle", "unknown", None, "/proc/meminfo")
-    left, group = room
+    left, group = min(found, key=lambda each: each[0])
+    left = max(0, left)
     sessions = facts.now + left // facts.memory_of_session
     source = "/proc/meminfo" if group is None else group.source
     return Limit("memory", "memory, all idle", f"{size(left)} free", sessions, source)

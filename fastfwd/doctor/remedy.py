@@ -19,7 +19,7 @@ from fastfwd.doctor.capacity import (
     ports_of,
     process_limits,
     processes_needed,
-    room_for_sessions,
+    rooms,
     share,
     source_ports,
     together,
@@ -36,6 +36,8 @@ RANGES: Final = (10_240, 1_024)
 """Where a wider range of source ports may begin: rather above most of the ports that programs listen on."""
 
 LAST_PORT: Final = 65_535
+
+MIB: Final = 1 << 20
 
 MOST_SOURCES: Final = 256
 """Addresses that `src=` takes."""
@@ -167,13 +169,16 @@ def _conntrack(facts: Facts, wanted: int) -> Remedy:
 
 def _memory(facts: Facts, wanted: int) -> Remedy:
     needed = max(0, wanted - facts.now) * facts.memory_of_session
-    room = room_for_sessions(facts)
-    if room is None:
-        return Remedy()
-    missing = needed - room[0]
-    if (group := room[1]) is None:
-        return Remedy(words=(f"memory: {size(missing)} more than this machine has",))
-    return _group(group, "MemoryMax", str(math.ceil((group.limit + missing) / 2**20) * 2**20))
+    found = []
+    for room, group in rooms(facts):
+        if (missing := needed - room) <= 0:
+            continue
+        if group is None:
+            found.append(Remedy(words=(f"memory: {size(missing)} more than this machine has",)))
+        else:
+            setting = "MemoryHigh" if group.source.endswith("memory.high") else "MemoryMax"
+            found.append(_group(group, setting, str(math.ceil((group.limit + missing) / MIB) * MIB)))
+    return merged(found)
 
 
 def _group(group: GroupLimit, setting: str, value: str) -> Remedy:

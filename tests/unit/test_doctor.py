@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfwd.config.parse import parse
@@ -165,6 +165,7 @@ def anything(draw: st.DrawFn) -> Facts:
     return Facts(draw(machines()), draw(DEMANDS), draw(program))
 
 
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(anything())
 def test_the_first_limit_is_the_smallest(found: Facts) -> None:
     """And those that are not known come last."""
@@ -229,6 +230,7 @@ RAISED = [
 ]
 
 
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(anything(), st.sampled_from(RAISED), st.integers(0, 1 << 30))
 def test_raising_a_limit_never_lowers_the_answer(
     found: Facts, raised: Callable[[Machine, int], Machine], by: int
@@ -253,7 +255,7 @@ def apply(found: Facts, said: Remedy) -> Facts:
     groups = machine.groups
     for setting, what in (("MemoryMax", "memory"), ("TasksMax", "pids")):
         if setting in said.service:
-            limit = float(said.service[setting].replace("infinity", "1e15"))
+            limit = float(said.service[setting].replace("infinity", "1e12"))
             groups = tuple(
                 replace(each, limit=limit) if (each.what, ".service" in each.source) == (what, True) else each
                 for each in groups
@@ -261,6 +263,7 @@ def apply(found: Facts, said: Remedy) -> Facts:
     return replace(found, machine=replace(machine, resources=resources, groups=groups))
 
 
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(anything(), st.integers(1, 3_000_000))
 def test_what_it_says_is_enough(found: Facts, wanted: int) -> None:
     """Who does it has a limit that allows the sessions, unless words say that no line does it."""
@@ -269,11 +272,11 @@ def test_what_it_says_is_enough(found: Facts, wanted: int) -> None:
             continue
         said = remedy(found, limit, wanted)
         after = allowed(apply(found, said), limit.key)
-        several = limit.key in ("memory", "processes")  # another group, or the whole machine, may be next
-        assert said.words or several or after is None or after >= wanted, (limit, said, after)
+        assert said.words or after is None or after >= wanted, (limit, said, after)
         assert said != Remedy(), limit
 
 
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(anything(), st.integers(1, 3_000_000))
 def test_everything_that_it_says_together_is_enough(found: Facts, wanted: int) -> None:
     """One piece of advice does not undo another's."""
@@ -286,6 +289,7 @@ def test_everything_that_it_says_together_is_enough(found: Facts, wanted: int) -
             assert now is None or now >= wanted, (each, said)
 
 
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(anything(), st.none() | st.integers(1, 3_000_000))
 def test_the_report_fits_a_terminal(found: Facts, wanted: int | None) -> None:
     """Whatever the facts are, it has at most 80 columns, and its first word is an answer."""
