@@ -27,6 +27,9 @@ LOOKUPS = 64
 EACH = 0.2
 """Seconds between two looks at how far an upgrade is."""
 
+MOST_SESSIONS = 100_000_000
+"""More than any machine has memory for."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `fastfwd`. Exit status: 0 stopped, valid, shown or upgraded, 1 the configuration, the
@@ -35,10 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.explain and (not options.test or options.status or len(options.explain) > 2):
         parser.error("expected -t --explain ADDRESS [FORWARD]")
+    if options.doctor and (options.test or options.explain or options.status):
+        parser.error("expected --doctor without -t, --explain and --status")
+    if options.sessions is not None and not options.doctor:
+        parser.error("expected --doctor with --sessions")
     file = os.path.abspath(options.conf_file)
     try:
         if options.explain:
             sys.exit(_explain(file, *options.explain, lenient=options.lenient))
+        if options.doctor:
+            sys.exit(_doctor(file, options.sessions, lenient=options.lenient))
         if options.test:
             sys.exit(_test(file, lenient=options.lenient))
         if options.status:
@@ -96,12 +105,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--status", action="store_true", help="show what the running program does, and exit")
     add(
+        "--doctor",
+        action="store_true",
+        help="say how many sessions this machine holds, by which limit, and what moves that",
+    )
+    add(
+        "--sessions",
+        type=_sessions,
+        metavar="N",
+        help="with --doctor: say what so many sessions need; the exit status tells whether it is there",
+    )
+    add(
         "--lenient",
         action="store_true",
         help="skip lines with errors, with a warning, as rinetd before 0.63 did",
     )
     add("-v", "--version", action="version", version=f"fastfwd {__version__}")
     return parser
+
+
+def _sessions(text: str) -> int:
+    """An argument of --sessions. Raises ArgumentTypeError."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_SESSIONS:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {MOST_SESSIONS}, found {text!r}")
+    return int(text)
+
+
+def _doctor(file: str, sessions: int | None, *, lenient: bool) -> int:
+    """Report what this machine holds with `file`, which may be in error: that is told, too."""
+    from fastfwd.doctor.command import examine
+
+    found = examine(file, sessions, lenient=lenient)
+    for problem in found.problems:
+        print(f"fastfwd: {problem}", file=sys.stderr)
+    print(found.report, end="")
+    return 0 if found.holds and not found.problems else 1
 
 
 def _test(file: str, *, lenient: bool) -> int:

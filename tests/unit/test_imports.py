@@ -18,6 +18,7 @@ PARTS = (
     "channel",
     "cli",
     "config",
+    "doctor",
     "model",
     "observe",
     "relay",
@@ -30,7 +31,8 @@ PARTS = (
 
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"config", "observe", "supervisor", "worker"},
+    "cli": {"config", "doctor", "observe", "supervisor", "worker"},
+    "doctor": {"config", "observe", "relay", "supervisor", "worker"},
     "supervisor": {"config", "worker", "observe", "channel", "resolver"},
     "worker": {"relay", "observe", "channel", "tls"},
     "resolver": {"channel", "config", "worker"},

@@ -1,0 +1,1 @@
+"""`fastfwd --doctor`: what this machine can hold with a configuration, and what moves that."""
