@@ -21,9 +21,6 @@ from fastfwd.model import Config, ConfigError, Forward, Outcome
 OWN_FILE = "/etc/fastfwd.conf"
 RINETDS_FILE = "/etc/rinetd.conf"
 
-LOOKUPS = 64
-"""Names that are looked up at the same time."""
-
 EACH = 0.2
 """Seconds between two looks at how far an upgrade is."""
 
@@ -144,37 +141,15 @@ def _doctor(file: str, sessions: int | None, *, lenient: bool) -> int:
 
 def _test(file: str, *, lenient: bool) -> int:
     """Check `file` as a start would, names included, without opening anything."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from fastfwd.config.check import check
     from fastfwd.config.load import load
-    from fastfwd.config.resolve import Unresolvable, hosts, is_local, lookup
+    from fastfwd.config.resolve import is_local, meanings
     from fastfwd.config.wording import counted
-    from fastfwd.model import Address, Problem
 
     config = load(file, lenient=lenient)
-    bind, dial = hosts(config)
-    first = {
-        name: forward.origin
-        for forward in reversed(config.forwards)
-        for name in reversed((forward.listen.host, *sorted(forward.hosts)))
-        if name in bind | dial
-    }
-    addresses: dict[str, list[Address]] = {}
-    problems = []
-    # All at once: a name server that does not answer costs ten seconds, and not for each of them.
-    with ThreadPoolExecutor(LOOKUPS) as threads:
-        found = {name: threads.submit(lookup, name) for name in reversed(first)}
-    for name, answer in found.items():
-        try:
-            addresses[name] = answer.result()
-        except Unresolvable as error:
-            text = f"expected a host that can be resolved, found '{name}': {error.reason}"
-            addresses[name] = []
-            if error.definitive or name in bind:
-                problems.append(Problem(first[name], text))
-            else:
-                print(f"fastfwd: {Problem(first[name], text)}", file=sys.stderr)
+    addresses, problems, doubts = meanings(config)
+    for doubt in doubts:
+        print(f"fastfwd: {doubt}", file=sys.stderr)
     problems += check(config, addresses=addresses, is_local=is_local)
     if problems:
         raise ConfigError(problems)

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import re
 import socket
+from typing import Final
 
-from fastfwd.model import UNIX, Address, Config
+from fastfwd.model import UNIX, Address, Config, Origin, Problem
+
+LOOKUPS: Final = 64
+"""Names that are looked up at the same time."""
 
 _DOTTED = re.compile(r"[0-9]+(?:\.[0-9]+){3}")
 _NO_SUCH_NAME = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
@@ -68,6 +72,35 @@ def lookup(host: str) -> list[Address]:
     except UnicodeEncodeError:
         raise Unresolvable(host, "not an ASCII name", True) from None
     return list(dict.fromkeys(Address(int(family), str(peer[0])) for family, _, _, _, peer in found))
+
+
+def meanings(config: Config) -> tuple[dict[str, list[Address]], list[Problem], list[Problem]]:
+    """The addresses of every name in a configuration, what is wrong with those that have none, and of which
+    of them nobody could tell: that is no error, if they are only dialled. Blocks."""
+    # Here, because only who checks a configuration looks up all of it.
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+    bind, dial = hosts(config)
+    origins: dict[str, Origin] = {}
+    for forward in config.forwards:
+        for name in (forward.listen.host, *sorted(forward.hosts)):
+            if name in bind | dial:
+                origins.setdefault(name, forward.origin)
+    # All at once: a name server that does not answer costs ten seconds, and not for each of them.
+    with ThreadPoolExecutor(LOOKUPS) as threads:
+        answers = {name: threads.submit(lookup, name) for name in origins}
+    found: dict[str, list[Address]] = {}
+    problems: list[Problem] = []
+    doubts: list[Problem] = []
+    for name, answer in answers.items():
+        try:
+            found[name] = answer.result()
+        except Unresolvable as error:
+            found[name] = []
+            said = f"expected a host that can be resolved, found '{name}': {error.reason}"
+            known = error.definitive or name in bind
+            (problems if known else doubts).append(Problem(origins[name], said))
+    return found, problems, doubts
 
 
 def hosts(config: Config) -> tuple[set[str], set[str]]:
