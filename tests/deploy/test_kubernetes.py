@@ -158,7 +158,7 @@ WORKLOADS = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
 def test_every_manifest_is_valid(directory: str) -> None:
-    """By the schemas of the newest Kubernetes that the validator knows; the operator's kinds by those above."""
+    """By the schemas of the newest Kubernetes that is known here; the operator's kinds by those above."""
     found = documents(directory)
     assert found
     for each in found:
@@ -302,7 +302,7 @@ def test_the_deployment_s_ports() -> None:
 
 @WORKLOADS
 def test_probes_ask_the_exporter(workload: Json, directory: str) -> None:
-    """Each at a path that it answers, at the port in the configuration; in the node's network by address too."""
+    """At a path that it answers, at the configuration's port; in the node's network at its address too."""
     where = config(directory).metrics
     assert where is not None
     one = container(workload)
@@ -324,7 +324,7 @@ def test_a_worker_for_each_processor_asked_for() -> None:
 
 @pytest.mark.parametrize("directory", ["", "edge"])
 def test_the_configuration(directory: str, tmp_path: Path) -> None:
-    """`fastfwd -t` is content with it and has nothing to remark; an address stands for the cluster's names."""
+    """`fastfwd -t` has nothing to say against it; an address stands for the cluster's names."""
     text = (FILES / directory / "fastfwd.conf").read_text()
     path = tmp_path / "fastfwd.conf"
     path.write_text(re.sub(r"\S+\.svc\.cluster\.local", "192.0.2.1", text))
