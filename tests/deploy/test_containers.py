@@ -1,5 +1,5 @@
-"""The Dockerfile and compose.yaml without an engine: what a linter and Docker Compose itself say of them, what
-they say of each other, and their commands, accounts and rights tried on the program as it is installed here.
+"""The Dockerfile and compose.yaml without an engine: what a linter and Docker Compose itself say of them, and
+they of each other; their commands, accounts and rights are tried on the program as it is installed here.
 
 The image is built and run in test_image.py.
 """
