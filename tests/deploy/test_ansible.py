@@ -191,6 +191,7 @@ def test_nothing_restarts() -> None:
 # What is done.
 
 
+@pytest.mark.package
 def test_a_configuration(host: Host) -> None:
     """Written as the variables say; the service, which is enabled and runs, is reloaded; a second run changes
     nothing and asks for no reload."""
@@ -232,6 +233,7 @@ def test_a_wrong_configuration_is_not_put_in_place(host: Host) -> None:
     assert host.asked() == []
 
 
+@pytest.mark.package
 def test_check_mode_changes_nothing(host: Host) -> None:
     """`--check --diff` shows the new lines and writes none."""
     host.inside.call(CONF.write_text, "127.0.0.1 8080 192.0.2.1 80\n")
