@@ -1,7 +1,7 @@
 """The image itself: built from the Dockerfile by buildah, run by podman and runc as compose.yaml says.
 
-The base is not fetched: debootstrap makes Debian's minimal system of the same release, and it gets the base's
-name. Everything is in a store of the test's own, which is removed.
+The base is not fetched: debootstrap makes Debian's minimal system of the same release, which stands for
+it. Everything is in a store of the test's own, which is removed.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def engine() -> Iterator[Engine]:
     directory = Path(tempfile.mkdtemp(prefix="fastfwd-image-", dir="/var/tmp"))
     found = Engine(directory)
     try:
-        found.import_base(f"docker.io/library/{base}", release)
+        found.import_base(f"localhost/{base}", release)
         found.call(
             *(
                 "buildah",
@@ -117,7 +117,8 @@ def engine() -> Iterator[Engine]:
                 "docker",
             ),
             *("--ignorefile", f"{DOCKERFILE}.dockerignore", "-f", str(DOCKERFILE), "-t", IMAGE),
-            *("--build-arg", "VERSION=1.2.3", "--build-arg", "REVISION=abc", "."),
+            *("--build-arg", f"BASE=localhost/{base}", "--build-arg", "VERSION=1.2.3"),
+            *("--build-arg", "REVISION=abc", "."),
             seconds=400,
         )
         yield found
