@@ -28,6 +28,7 @@ TEXTS = sorted(
     path
     for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*")]
     if path.suffix in {".md", ".yml", ".json", ".py", ".html", ".conf", ".service"}
+    and "ansible" not in path.relative_to(ROOT).with_suffix("").parts  # roles name variables so
 )
 
 
