@@ -4,6 +4,8 @@
 #   make test         every check and every test (peers that are not installed are skipped)
 #   make check        lint, format and types only
 #   make check-deploy each file in deploy/ by the tool that will read it; packages built and installed
+#   make wheel        dist/: the wheel and the source distribution
+#   make deb          build/deb/*.deb: the Debian packages, for the Python of this machine (REVISION=1)
 #   make bench        measure everything and write the report: 45 minutes, best as root on an idle machine
 #   make bench-quick  one short round of the same, to look at: two minutes
 #   make faults       the whole campaign of faults (55 minutes), and its table in docs/reliability.md: best as root
@@ -19,7 +21,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check check-deploy bench bench-quick faults soak rsync-tls clean
+.PHONY: help run test check check-deploy wheel deb bench bench-quick faults soak rsync-tls clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +43,23 @@ check: $(VENV)/.installed-dev
 
 check-deploy: $(VENV)/.installed-dev
 	$(PY) -m pytest tests/deploy
+
+wheel: $(VENV)/.installed-dev
+	rm -rf dist
+	$(PY) -m build
+
+# The build has a tree of its own, since Debian wants its directory at the top.
+REVISION ?= 1
+DEB      := build/deb/fastfwd
+deb:
+	rm -rf build/deb
+	mkdir -p $(DEB)
+	tar -c --exclude=__pycache__ *.md LICENSE fastfwd docs deploy | tar -x -C $(DEB)
+	cp -r deploy/debian $(DEB)/debian
+	$(PYTHON) deploy/debian/changelog.py '$(REVISION)' "$$(sed -n 's/^Maintainer: //p' deploy/debian/control)" \
+	    >$(DEB)/debian/changelog
+	cd $(DEB) && dpkg-buildpackage -b -us -uc
+	@ls build/deb/*.deb
 
 bench: $(VENV)/.installed-bench
 	$(PY) -m bench
