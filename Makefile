@@ -59,7 +59,7 @@ deb:
 	$(PYTHON) deploy/debian/changelog.py '$(REVISION)' "$$(sed -n 's/^Maintainer: //p' deploy/debian/control)" \
 	    >$(DEB)/debian/changelog
 	cd $(DEB) && dpkg-buildpackage -b -us -uc
-	@ls build/deb/*.deb
+	@ls $(dir $(DEB))*.deb
 
 bench: $(VENV)/.installed-bench
 	$(PY) -m bench

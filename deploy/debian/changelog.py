@@ -1,4 +1,4 @@
-"""Writes debian/changelog: one entry for each release in CHANGELOG.md, the newest with the package's revision.
+"""Writes debian/changelog: an entry for each release in CHANGELOG.md, the newest with the package's revision.
 
 `make deb` calls it in the top directory of the tree: `changelog.py REVISION MAINTAINER`. The version is the
 program's own, so the two cannot differ; one that CHANGELOG.md does not have is an error.
@@ -20,7 +20,9 @@ def entries(changes: str, version: str, revision: str, maintainer: str) -> str:
     found = list(zip(releases[::3], releases[1::3], releases[2::3], strict=True))
     versions = [each for each, _, _ in found]
     if version not in versions:
-        raise SystemExit(f"CHANGELOG.md: expected a heading '## [{version}] - DATE', as fastfwd/__init__.py says")
+        raise SystemExit(
+            f"CHANGELOG.md: expected a heading '## [{version}] - DATE', as fastfwd/__init__.py says"
+        )
     blocks = []
     for number, date, text in found[versions.index(version) :]:
         items = [" ".join(item.split()) for item in re.findall(r"(?m)^- (.*\n(?:  .*\n)*)", text)]
