@@ -39,6 +39,7 @@ check: $(VENV)/.installed-dev
 	$(PY) -m mypy --strict
 	$(PY) -m mypy --strict deploy/demo/demo.py
 	$(PY) -m mypy --strict deploy/grafana/dashboard.py
+	$(PY) -m mypy --strict deploy/debian/changelog.py
 	@if command -v mandoc >/dev/null; then mandoc -T lint -W warning docs/*.[18]; fi
 
 check-deploy: $(VENV)/.installed-dev

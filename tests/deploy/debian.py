@@ -1,11 +1,11 @@
-"""A Debian of the test's own, installed from its packages and booted: apt, dpkg and systemd are the real ones.
+"""A Debian of the test's own, installed from its packages and booted: apt, dpkg and systemd are real.
 
     base = debootstrap(directory)                       # a minute
     with Debian(base, tmp_path) as debian:              # half a second
         debian.run("apt-get", "install", "-y", "/root/fastfwd.deb")
 
-It is a set of namespaces on this host, with a network, processes and a control group of its own; its files lie
-over those of `base`, which stays as it is. Everything of it ends with its process 1.
+It is a set of namespaces on this host, with a network, processes and a control group of its own; its
+files lie over those of `base`, which stays as it is. Everything of it ends with its process 1.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ exec chroot . env -i container=other PATH="$PATH" /lib/systemd/systemd --system 
 
 
 def debootstrap(directory: Path) -> Path:
-    """The files of a minimal Debian of this host's release with `PACKAGES`, from where this host has its own."""
+    """The files of a minimal Debian of this host's release with `PACKAGES`, from this host's archive."""
     require_root()
     release = dict(
         line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line

@@ -181,7 +181,7 @@ def test_a_version_without_changes_is_not_built(tmp_path: Path) -> None:
 
 
 def test_what_it_carries_is_what_the_program_depends_on() -> None:
-    """And the extra for YAML, each at one release that pyproject.toml allows, held by the hashes of its wheels."""
+    """And the extra for YAML, each at one release that pyproject.toml allows, held by hashes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [
         Requirement(each) for each in project["dependencies"] + project["optional-dependencies"]["yaml"]
@@ -517,7 +517,7 @@ def test_the_manual_page_has_rinetds_name(replaced: Debian) -> None:
 
 
 def test_a_purge_of_rinetd_takes_nothing_away(replaced: Debian) -> None:
-    """Its configuration and its entry for logrotate are in use, and the service is started at a boot as before."""
+    """Its configuration and its entry for logrotate are in use, and the service is still started at boot."""
     replaced.run("apt-get", "purge", "-y", "rinetd")
     assert replaced.path("/etc/rinetd.conf").read_text().endswith("# Mine.\n")
     assert replaced.path("/etc/logrotate.d/rinetd").exists()
