@@ -1,4 +1,5 @@
-"""The Debian packages: built, looked at, and installed on a Debian that has booted."""
+"""The Debian packages: built, looked at, and installed on a Debian that has booted. Two minutes, of which the
+Debian is one."""
 
 from __future__ import annotations
 
@@ -156,6 +157,15 @@ def programs(debian: Debian) -> list[str]:
 def test_lintian_has_no_complaint(packages: Packages) -> None:
     """Debian's own check, warnings included; what is overridden has its reason beside it."""
     output("lintian", "--allow-root", "--profile=debian", "--fail-on=error,warning", *packages.values())
+
+
+def test_the_scripts_are_clean_shell() -> None:
+    """What dpkg runs as root."""
+    scripts = [
+        path for path in DEBIAN.iterdir() if path.suffix in {".preinst", ".postinst", ".prerm", ".postrm"}
+    ]
+    assert len(scripts) == 7
+    output("shellcheck", "--shell=dash", *scripts)
 
 
 @pytest.mark.parametrize("name", ["fastfwd", "fastfwd-rinetd"])
