@@ -34,6 +34,6 @@ _fastfwd() {
         __ltrim_colon_completions "$cur"
         return
     fi
-    mapfile -t COMPREPLY < <(compgen -W '-c --conf-file -f --foreground -t --test --explain --status --lenient
-        --doctor -h --help -v --version' -- "$cur")
+    mapfile -t COMPREPLY < <(compgen -W '-c --conf-file -f --foreground -t --test --explain --upgrade --status
+        --lenient --doctor -h --help -v --version' -- "$cur")
 } && complete -F _fastfwd fastfwd

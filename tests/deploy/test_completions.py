@@ -37,7 +37,7 @@ CONFIGURATION = """\
 0.0.0.0 53/udp 10.1.1.4 53/udp [timeout=10,name=dns]
 """
 
-LATER = {"--doctor"}
+LATER = {"--doctor", "--upgrade"}
 """Options that the files have, and the program may not have yet."""
 
 Complete = Callable[[str], set[str]]
