@@ -51,16 +51,16 @@ wheel: $(VENV)/.installed-dev
 
 # The build has a tree of its own, since Debian wants its directory at the top.
 REVISION ?= 1
-DEB      := build/deb/fastfwd
+DEB      := build/deb
 deb:
-	rm -rf build/deb
-	mkdir -p $(DEB)
-	tar -c --exclude=__pycache__ *.md LICENSE fastfwd docs deploy | tar -x -C $(DEB)
-	cp -r deploy/debian $(DEB)/debian
+	rm -rf $(DEB)
+	mkdir -p $(DEB)/fastfwd
+	tar -c --exclude=__pycache__ *.md LICENSE fastfwd docs deploy | tar -x -C $(DEB)/fastfwd
+	cp -r deploy/debian $(DEB)/fastfwd/debian
 	$(PYTHON) deploy/debian/changelog.py '$(REVISION)' "$$(sed -n 's/^Maintainer: //p' deploy/debian/control)" \
-	    >$(DEB)/debian/changelog
-	cd $(DEB) && dpkg-buildpackage -b -us -uc
-	@ls $(dir $(DEB))*.deb
+	    >$(DEB)/fastfwd/debian/changelog
+	cd $(DEB)/fastfwd && dpkg-buildpackage -b -us -uc
+	@ls $(DEB)/*.deb
 
 bench: $(VENV)/.installed-bench
 	$(PY) -m bench

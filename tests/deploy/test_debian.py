@@ -57,9 +57,9 @@ def output(*command: str | Path) -> str:
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     """Both, as `make deb` builds them."""
     require_peer("dpkg-buildpackage")
-    where = tmp_path_factory.mktemp("deb") / "fastfwd"
+    where = tmp_path_factory.mktemp("deb") / "deb"
     output("make", "-C", ROOT, "deb", f"DEB={where}")
-    return {path.name.partition("_")[0]: path for path in where.parent.glob("*.deb")}
+    return {path.name.partition("_")[0]: path for path in where.glob("*.deb")}
 
 
 @pytest.fixture(scope="module")
