@@ -6,6 +6,8 @@
 #   make docs         the documents as a site, in build/docs; a link that leads nowhere is an error
 #   make man          the reference's tables and the manual pages, after a change of what they are made of
 #   make check-deploy each file in deploy/ by the tool that will read it; packages built and installed
+#   make wheel        dist/: the wheel and the source distribution
+#   make deb          build/deb/*.deb: the Debian packages, for the Python of this machine (REVISION=1)
 #   make bench        measure everything and write the report: 45 minutes, best as root on an idle machine
 #   make bench-quick  one short round of the same, to look at: two minutes
 #   make faults       the whole campaign of faults (55 minutes), and its table in docs/reliability.md: best as root
@@ -21,7 +23,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs man check-deploy bench bench-quick faults soak rsync-tls clean
+.PHONY: help run test check docs man check-deploy wheel deb bench bench-quick faults soak rsync-tls clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,6 +41,8 @@ check: $(VENV)/.installed-dev
 	$(PY) -m mypy --strict
 	$(PY) -m mypy --strict deploy/demo/demo.py
 	$(PY) -m mypy --strict deploy/grafana/dashboard.py
+	$(PY) -m mypy --strict deploy/debian/changelog.py
+	$(PY) -m mypy --strict deploy/kubernetes/prometheusrule.py
 	$(PY) -m mypy --strict docs/conf.py docs/reference.py docs/manual.py
 	@if command -v mandoc >/dev/null; then mandoc -T lint -W warning docs/man/*.[1578]; fi
 
@@ -52,6 +56,23 @@ man: $(VENV)/.installed-dev
 
 check-deploy: $(VENV)/.installed-dev
 	$(PY) -m pytest tests/deploy
+
+wheel: $(VENV)/.installed-dev
+	rm -rf dist
+	$(PY) -m build
+
+# The build has a tree of its own, since Debian wants its directory at the top.
+REVISION ?= 1
+DEB      := build/deb
+deb:
+	rm -rf $(DEB)
+	mkdir -p $(DEB)/fastfwd
+	tar -c --exclude=__pycache__ *.md LICENSE fastfwd docs deploy | tar -x -C $(DEB)/fastfwd
+	cp -r deploy/debian $(DEB)/fastfwd/debian
+	$(PYTHON) deploy/debian/changelog.py '$(REVISION)' "$$(sed -n 's/^Maintainer: //p' deploy/debian/control)" \
+	    >$(DEB)/fastfwd/debian/changelog
+	cd $(DEB)/fastfwd && dpkg-buildpackage -b -us -uc
+	@ls $(DEB)/*.deb
 
 bench: $(VENV)/.installed-bench
 	$(PY) -m bench
