@@ -89,6 +89,11 @@ def speak_on(descriptor: int) -> None:
     os.close(descriptor)
 
 
+def printable(text: str) -> str:
+    """`text` with control characters escaped: nobody else must forge lines in our log."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class SyslogHandler(logging.Handler):
     """Messages to syslog(3), facility daemon."""
 

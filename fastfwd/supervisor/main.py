@@ -95,7 +95,7 @@ class Supervisor:
         slots = config.workers or host.usable_processors()
         self.scoreboard = Scoreboard(slots, needed(config.forwards) + SPARE)
         self.census = Census(slots)
-        self._secret = os.urandom(32) if handover is None else bytes.fromhex(handover.secret)
+        self.secret = os.urandom(32) if handover is None else bytes.fromhex(handover.secret)
         self.books = Books(self.scoreboard)
         self.setup = Setup(config, [], self.books.assign(config, {}), 1)
         self._inherited = from_manager() if handover is None else adopted(handover.listeners, handover.shared)
@@ -106,13 +106,13 @@ class Supervisor:
         self.signals = Signals()
         self.notify = Notify()
         self.children = Children(account(config), self._abandon, self._stranger, self.scoreboard, self.census)
-        self._predecessor = None if handover is None else Predecessor(handover)
+        self.predecessor = None if handover is None else Predecessor(handover)
         self._upgrade: Upgrade | None = None
         self._upgrade_wanted = False
         self._handed_over = False
         self._not_taken: list[str] = []
         """Keys of inherited sockets that no forward wanted."""
-        self._pidfile: PidFile | None = None
+        self.pidfile: PidFile | None = None
         self._last_generation = self.setup.generation
         self._reload: Reload | None = None
         self._reload_wanted = False
@@ -174,7 +174,7 @@ class Supervisor:
         self._note_resolved()
         for slot in range(self.scoreboard.slots):
             self._replace(slot, now)
-        if self._predecessor is None and self._wanted(EXPORTER):
+        if self.predecessor is None and self._wanted(EXPORTER):
             self._replace(EXPORTER, now)
         self._started = True
 
@@ -204,13 +204,13 @@ class Supervisor:
                 return
             path = DEFAULT_PIDFILE
         locked = None
-        if self._predecessor is not None:
-            if self._predecessor.sole:
-                locked = self._predecessor.pidfile(path)
-            elif self._predecessor.has_pidfile(path):
+        if self.predecessor is not None:
+            if self.predecessor.sole:
+                locked = self.predecessor.pidfile(path)
+            elif self.predecessor.has_pidfile(path):
                 return  # until it is sure that we serve
         try:
-            self._pidfile = PidFile(path, locked)
+            self.pidfile = PidFile(path, locked)
         except PidFileError as error:
             raise ConfigError(
                 [Problem(self.config.origin("pidlogfile"), f"pid file {path}: {error}")]
@@ -238,7 +238,8 @@ class Supervisor:
         return bool(self.children.workers) or answering or self._predecessor_lives()
 
     def _predecessor_lives(self) -> bool:
-        return self._predecessor is not None and not self._predecessor.gone
+        """Whether a program that we have replaced has not ended yet."""
+        return self.predecessor is not None and self.predecessor.sole and not self.predecessor.gone
 
     def _patience(self) -> float:
         if (self._reload_wanted or self._upgrade_wanted) and not self._changing():
@@ -257,8 +258,8 @@ class Supervisor:
             poll.register(
                 child.channel.fileno(), select.POLLIN | (select.POLLOUT if child.channel.backlog else 0)
             )
-        if self._predecessor is not None and not self._predecessor.gone:
-            poll.register(self._predecessor.fileno(), select.POLLIN)
+        if self.predecessor is not None and not self.predecessor.gone:
+            poll.register(self.predecessor.fileno(), select.POLLIN)
         for descriptor in () if self._upgrade is None else self._upgrade.filenos:
             poll.register(descriptor, select.POLLIN)
         for descriptor, mask in poll.poll(timeout * 1000):
@@ -286,12 +287,12 @@ class Supervisor:
             self._note_reload()
         if self._upgrade_wanted and self._ready is None and not self._changing():
             self._upgrade_wanted = False
-            self._begin_upgrade(now)
+            self._upgrade = Upgrade(self, now)
         if self._upgrade is not None:
             self._upgrade.step(now)
             self._note_upgrade()
-        if self._predecessor is not None:
-            self._hear_predecessor(self._predecessor)
+        if self.predecessor is not None:
+            self._hear_predecessor(self.predecessor)
 
     def _signal(self, number: int, now: float) -> None:
         if number == signal.SIGCHLD:
@@ -302,8 +303,8 @@ class Supervisor:
                 self.reopen_log()
             else:
                 self._reload_wanted = True
-            if self._predecessor is not None:
-                self._predecessor.reopen()
+            if self.predecessor is not None:
+                self.predecessor.reopen()
         elif number == signal.SIGUSR1:
             self._drain()
         elif number == signal.SIGUSR2:
@@ -345,7 +346,7 @@ class Supervisor:
             else:
                 raise ValueError(f"unknown operation {operation!r}")
         except (KeyError, TypeError, ValueError) as error:
-            words = f"{child.title} sent something unexpected: {printable(str(error))}"
+            words = f"{child.title} sent something unexpected: {host.printable(str(error))}"
             self._write(child, logging.ERROR, words)
 
     def _write(self, child: Child, level: int, words: str) -> None:
@@ -391,8 +392,8 @@ class Supervisor:
         if self._stop_by is not None and now >= self._stop_by:
             for child in self.children.living.values():
                 self.children.kill(child)
-            if self._predecessor is not None and now >= self._stop_by + TICK:
-                self._predecessor.gone = True  # it has a clock of its own for that
+            if self.predecessor is not None and now >= self._stop_by + TICK:
+                self.predecessor.gone = True  # it has a clock of its own for that
 
     # -- children
 
@@ -431,7 +432,7 @@ class Supervisor:
             config.limits,
             config.dns_family,
             config.dns_expand,
-            self._secret,
+            self.secret,
         )
         child.channel.send({"op": "prepare", "table": table}, descriptors)
 
@@ -449,26 +450,35 @@ class Supervisor:
             self._reload.serving(child, generation)
         serving = [worker for worker in self.children.workers if worker.serving]
         if self._ready is not None and len(serving) == self.scoreboard.slots:
-            if self._predecessor is None or self._predecessor.sole:
+            if self.predecessor is None or self.predecessor.sole:
                 self._begin(self._ready)
-            elif not self._predecessor.serving(self._not_taken, self.scoreboard.slots):
+            elif not self.predecessor.serving(self._not_taken, self.scoreboard.slots):
                 log.critical("cannot tell process %d that this one serves; giving up", os.getppid())
-                self._status = 1
-                self.stop()
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """The start has failed."""
+        self._status = 1
+        if self.predecessor is None or self.predecessor.sole:
+            self.stop()
+        else:
+            # Clients may be with workers that did start: the other program goes on, they need not notice.
+            self.predecessor.leave()
+            self._drain()
 
     def _begin(self, ready: Callable[[], None]) -> None:
         """All workers serve, and nobody else does what only one can do."""
         self._ready = None
         # Not before: /readyz must not say for a moment that nobody serves.
-        if self._predecessor is not None:
+        if self.predecessor is not None:
             self.listeners.own()
             self.metrics.own()
-            if self._pidfile is None:
+            if self.pidfile is None:
                 try:
                     self._take_pidfile()
                 except ConfigError as error:
                     log.error("%s", error.problems[0])
-            self._predecessor.pidfile("")
+            self.predecessor.pidfile("")
             if self._wanted(EXPORTER):
                 self._replace(EXPORTER, time.monotonic())
         self.books.state(State.SERVING)
@@ -505,9 +515,8 @@ class Supervisor:
                 continue
             if self._ready is not None and code == CANNOT_START:
                 log.critical("%s cannot start; giving up", child.title)
-                self._status = 1
                 self.children.forget(child.slot)
-                self.stop()
+                self._give_up()
                 continue
             what_next = "starting another" if wanted else "not replaced"
             log.error("%s (process %d) %s; %s", child.title, child.pid, words, what_next)
@@ -619,15 +628,6 @@ class Supervisor:
 
     # -- a hot upgrade, as the old program
 
-    def _begin_upgrade(self, now: float) -> None:
-        if os.getpid() == 1:
-            # Its end would be that of the container, and of the new program with it.
-            log.error("upgrade failed: this is process 1 of a container; replace the container instead")
-            self.books.upgrade_failed()
-            return
-        self._upgrade = Upgrade(self, now)
-        self._note_upgrade()
-
     def _note_upgrade(self) -> None:
         """Forget an upgrade that has failed."""
         if self._upgrade is not None and self._upgrade.phase is UpgradePhase.FAILED:
@@ -639,30 +639,6 @@ class Supervisor:
         if self._upgrade is not None:
             self._upgrade.ended(pid, words)
             self._note_upgrade()
-
-    def quote(self, words: str) -> None:
-        """Write what the new program says."""
-        log.warning("%s", printable(words))
-
-    def messages(self) -> int:
-        """The standard error of the program that we replace, the caller's from now on."""
-        assert self._predecessor is not None
-        return self._predecessor.messages()
-
-    def handover(self, link: int, messages: int) -> Handover:
-        """What the new program is given; `link` is its end of the link, `messages` our standard error."""
-        groups, shared = self.listeners.given()
-        more, also = self.metrics.given()
-        return Handover(
-            pid=os.getpid(),
-            link=link,
-            messages=messages,
-            listeners={place: [each.fileno() for each in group] for place, group in (groups | more).items()},
-            shared=[*shared, *also],
-            pidfile=None if self._pidfile is None else (self._pidfile.path, self._pidfile.fileno()),
-            secret=self._secret.hex(),
-            upgrades=1 + (0 if self._predecessor is None else self._predecessor.upgrades),
-        )
 
     def hand_over(self, pid: int, dropped: Set[str], slots: int) -> None:
         """Process `pid` serves, in so many `slots` and without the places `dropped`: accept nothing more,
@@ -681,9 +657,9 @@ class Supervisor:
             # would be led to it, and nobody would read what they send.
             kept = child.keys - dropped if child.slot < slots else frozenset[str]()
             child.channel.send({"op": "drain", "flows": kept})
-        if self._pidfile is not None:
-            self._pidfile.abandon()
-            self._pidfile = None
+        if self.pidfile is not None:
+            self.pidfile.abandon()
+            self.pidfile = None
         self.notify.handed_over(pid, f"process {pid} has taken over; {sessions} to finish")
         self.notify.close()
 
@@ -691,7 +667,7 @@ class Supervisor:
         """Say how many sessions there are here: to the service manager, and to the new program."""
         sessions = self.scoreboard.total(Cell.SESSIONS)
         if self._upgrade is not None:
-            before = 0 if self._predecessor is None else self._predecessor.left
+            before = 0 if self.predecessor is None else self.predecessor.left
             self._upgrade.left(sessions + before)
         if self._ready is None and self._stop_by is None and sessions != self._told:
             self._told = sessions
@@ -790,8 +766,8 @@ class Supervisor:
             self._stop_by = time.monotonic() + STOP_LIMIT
             self.notify.stopping("stopping")
         self._give_up_upgrade("stopping")
-        if self._predecessor is not None:
-            self._predecessor.stop()
+        if self.predecessor is not None:
+            self.predecessor.stop()
         self._end_reload("stopping")
         self.listeners.close()
         for child in self.children.living.values():
@@ -816,9 +792,9 @@ class Supervisor:
         for child in list(self.children.living.values()):
             self.children.kill(child)
             os.waitpid(child.pid, 0)
-        if self._pidfile is not None:
-            self._pidfile.remove()
-            self._pidfile = None
+        if self.pidfile is not None:
+            self.pidfile.remove()
+            self.pidfile = None
 
     def _abandon(self) -> None:
         """In a new child: let go of everything of the supervisor's."""
@@ -828,16 +804,16 @@ class Supervisor:
         host.let_go()
         self.signals.abandon()
         self.listeners.abandon()
-        if self._pidfile is not None:
-            self._pidfile.abandon()
+        if self.pidfile is not None:
+            self.pidfile.abandon()
         self.metrics.abandon()
         self.setup.abandon()
         if self._reload is not None:
             self._reload.abandon()
         if self._upgrade is not None:
             self._upgrade.close()
-        if self._predecessor is not None:
-            self._predecessor.abandon()
+        if self.predecessor is not None:
+            self.predecessor.abandon()
         self.notify.close()
 
 
@@ -845,12 +821,7 @@ def text(said: object) -> str:
     """What a child has said, if that is text, fit to be shown. Raises TypeError."""
     if not isinstance(said, str):
         raise TypeError(f"a {type(said).__name__} instead of text")
-    return printable(said)
-
-
-def printable(text: str) -> str:
-    """`text` with control characters escaped: a child must not forge lines in our log."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return host.printable(said)
 
 
 def run(options: Options) -> int:
@@ -869,7 +840,8 @@ def run(options: Options) -> int:
     if handover is not None:
 
         def ready() -> None:
-            host.speak_on(supervisor.messages())
+            assert supervisor.predecessor is not None
+            host.speak_on(supervisor.predecessor.messages())
             if not options.foreground:
                 log.handlers = [host.SyslogHandler()]
 

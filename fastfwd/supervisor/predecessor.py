@@ -44,6 +44,11 @@ class Predecessor:
         said = [self._link.tell(op="dropped", keys=part) for part in parts]
         return all([*said, self._link.tell(op="serving", slots=slots)])
 
+    def leave(self) -> None:
+        """We do not serve after all: it goes on alone."""
+        self._link.close()
+        self.gone = True
+
     def stop(self) -> None:
         """It must stop, as we do."""
         self._link.tell(op="stop")

@@ -15,13 +15,17 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from fastfwd.supervisor.handover import VARIABLE, Link, pair
+from fastfwd.supervisor import host
+from fastfwd.supervisor.handover import VARIABLE, Handover, Link, pair
 
 if TYPE_CHECKING:
     from fastfwd.supervisor.main import Supervisor
 
 PATIENCE: Final = 60.0
 """Seconds the new program has until all its workers serve."""
+
+LAST_WORDS: Final = 0.5
+"""Seconds from the end of the link to that of the new program, if it ends: then we can say how."""
 
 SHOWN: Final = 40
 """Lines of the new program that are written."""
@@ -61,10 +65,15 @@ class Upgrade:
         self._heard = b""
         self._lines = 0
         self._dropped: set[str] = set()
+        self._wait_for_end = 0.0
+        if os.getpid() == 1:
+            # Its end would be that of the container, and of the new program with it.
+            self._fail("this is process 1 of a container; replace the container instead")
+            return
         try:
             self._start()
-        except OSError as error:
-            self._fail(f"cannot start {command(supervisor.options.directory)[0]}: {error.strerror}")
+        except (OSError, ImportError) as error:
+            self._fail(f"cannot start {command(supervisor.options.directory)[0]}: {error}")
             return
         log.info("upgrading: process %d is to take over", self.pid)
 
@@ -85,6 +94,10 @@ class Upgrade:
             if not alive:
                 self._link.close()
                 self._link = None
+                self._wait_for_end = now + LAST_WORDS
+        if self.phase is Phase.STARTING and self._link is None and now >= self._wait_for_end:
+            # It has not ended, since its workers have accepted clients by now, which it lets finish.
+            self._fail(f"process {self.pid} has given up")
         if self.phase is Phase.STARTING and now >= self._deadline:
             self.cancel(f"process {self.pid} did not serve within {PATIENCE:.0f} s")
 
@@ -129,7 +142,7 @@ class Upgrade:
         self._messages, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(writer, True)
         spare = [messages := os.dup(2)]
-        handover = supervisor.handover(theirs.fileno(), messages)
+        handover = self._handover(theirs.fileno(), messages)
         try:
             spare.append(description := handover.write())
             environment = {**os.environ, VARIABLE: f"{description}"}
@@ -148,6 +161,23 @@ class Upgrade:
             os.close(writer)
             for descriptor in spare:
                 os.close(descriptor)
+
+    def _handover(self, link: int, messages: int) -> Handover:
+        """What the new program is given; `link` is its end of the link, `messages` our standard error."""
+        supervisor = self._supervisor
+        groups, shared = supervisor.listeners.given()
+        more, also = supervisor.metrics.given()
+        pidfile, predecessor = supervisor.pidfile, supervisor.predecessor
+        return Handover(
+            pid=os.getpid(),
+            link=link,
+            messages=messages,
+            listeners={place: [each.fileno() for each in group] for place, group in (groups | more).items()},
+            shared=[*shared, *also],
+            pidfile=None if pidfile is None else (pidfile.path, pidfile.fileno()),
+            secret=supervisor.secret.hex(),
+            upgrades=1 + (0 if predecessor is None else predecessor.upgrades),
+        )
 
     def _obey(self, message: dict[str, Any]) -> None:
         order = message.get("op")
@@ -180,7 +210,7 @@ class Upgrade:
                 self._lines += 1
                 if self._lines <= SHOWN:
                     text = line.decode(errors="replace").removeprefix("fastfwd: ")
-                    self._supervisor.quote(f"process {self.pid}: {text}")
+                    log.warning("process %d: %s", self.pid, host.printable(text))
             if not data:
                 return
 

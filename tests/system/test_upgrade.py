@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -556,6 +557,34 @@ def test_no_upgrade_while_draining(site: StartSite) -> None:
         here.forwarder.wait_said("draining:")
         here.forwarder.send(signal.SIGUSR2)
         here.forwarder.wait_said("not upgrading")
+
+
+def test_clients_of_a_program_that_gives_up_are_served(site: StartSite, tmp_path: Path) -> None:
+    """One worker of the new program has begun when another one cannot: its sessions finish, and the old
+    program goes on at once."""
+    copy = tmp_path / "copy" / "fastfwd"
+    shutil.copytree(Path(fastfwd.__file__).parent, copy)
+    here = site(env={"PYTHONPATH": str(copy.parent)})
+    main = copy / "worker" / "main.py"
+    begin = "    worker = Worker(slot, channel, scoreboard, census)\n"
+    gate = tmp_path / "gate"
+    wait = f"    while slot and not os.path.exists({str(gate)!r}):\n        time.sleep(0.01)\n"
+    broken = f"{wait}    if slot:\n        return CANNOT_START\n"
+    main.write_text(main.read_text().replace(begin, begin + broken))
+    old = list(here.forwarder.workers().values())
+    here.forwarder.send(signal.SIGUSR2)
+    here.forwarder.wait_said("is to take over")
+    new = int(re.findall(r"process (\d+) is to take over", here.forwarder.stderr())[0])
+    until(lambda: [each for each in processes.children(new) if each.comm == "fastfwd-w0"], what="its worker")
+    with processes.stopped(*old), ExitStack() as stack:  # so that it is the new one that accepts
+        clients = [stack.enter_context(connect(here.address)) for _ in range(20)]
+        served = [each for each in clients if select.select([each], [], [], deadline.seconds(0.5))[0]]
+        assert served
+        gate.touch()
+        here.forwarder.wait_said("has given up; this program goes on")
+        assert all(read_exactly(each, 3) == b"one" and lives(each) for each in served)
+    until(lambda: ended(new), what="the end of the new program with its last session")
+    assert all_greet(here.address, "one")
 
 
 def test_process_1_is_not_replaced(forwarder: StartForwarder, backend: StartServer) -> None:
