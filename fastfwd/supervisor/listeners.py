@@ -16,7 +16,7 @@ from typing import Final
 
 from fastfwd.model import Address, Config, ConfigError, Endpoint, Forward, Problem, Protocol
 from fastfwd.supervisor.unixsocket import UnixListener, open_unix
-from fastfwd.worker.dial import NO_ROOM, tune
+from fastfwd.worker.dial import IP_FREEBIND, IPV6_FREEBIND, NO_ROOM, tune
 from fastfwd.worker.udp import ask_for_address, is_any
 
 BACKLOG: Final = 65535
@@ -148,7 +148,13 @@ class Listeners:
         group: list[socket.socket] = []
         try:
             for _ in range(self.slots):
-                sock = bind(place.address, port, join=join or bool(group), kind=KINDS[listen.protocol])
+                sock = bind(
+                    place.address,
+                    port,
+                    join=join or bool(group),
+                    kind=KINDS[listen.protocol],
+                    absent=place.forward.freebind,
+                )
                 group.append(sock)
                 port = sock.getsockname()[1]
                 if listen.protocol is Protocol.TCP:
@@ -163,10 +169,16 @@ class Listeners:
 
 
 def bind(
-    address: Address, port: int, *, join: bool, kind: socket.SocketKind = socket.SOCK_STREAM
+    address: Address,
+    port: int,
+    *,
+    join: bool,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+    absent: bool = False,
 ) -> socket.socket:
     """A non-blocking socket bound to `port` of `address`, for TCP or for UDP; `join` lets it share the
-    port with our own sockets there. Raises OSError."""
+    port with our own sockets there; `absent` lets the address be one that this host does not have now.
+    Raises OSError."""
     sock = socket.socket(address.family, kind)
     try:
         sock.setblocking(False)
@@ -177,6 +189,11 @@ def bind(
         if address.family == socket.AF_INET6:
             # `::` takes IPv4 clients too, whatever net.ipv6.bindv6only says.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if absent:  # the half of a pair that waits binds the address before it has it
+            if address.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         # The first socket binds without SO_REUSEPORT and so fails if any other process has
         # the port; with it, a second copy of the program would get half of the clients. Set
         # afterwards it lets those in that join.
