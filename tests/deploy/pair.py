@@ -1,4 +1,4 @@
-"""Two firewalls with one address, each a network of its own with keepalived and fastfwd, and the network between.
+"""Two firewalls with one address, each a network of its own with keepalived and fastfwd; one in between.
 
     with Pair(tmp_path) as pair:
         master, standby = pair.master(), pair.standby()
@@ -8,31 +8,27 @@
             pair.moved_to(standby)
         assert not calls.failed()
 
-The configuration is that of deploy/keepalived, at the places where it says that it is copied to. Clients and backend
-are in the network between, on the bridge. `python -m tests.deploy.pair` measures failovers (`make failover`).
+The configuration is that of deploy/keepalived, in the place that it says it is copied to. Clients and
+backend are in the network between, on the bridge. `python -m tests.deploy.pair` (`make failover`) measures.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import deadline
+from tests import deadline, processes
 from tests.deadline import until
 from tests.forwarder import Forwarder
 from tests.peers import require_peer
@@ -54,7 +50,7 @@ PORT, BEHIND = 2001, 3001
 EVERY = 0.02
 """Seconds between two new connections."""
 
-QUICK = {"advert_int 1": "advert_int 0.1", "interval 1": "interval 0.2", "rise 3": "rise 1"}
+QUICK = {"advert_int 1": "advert_int 0.1", "rise 3": "rise 1"}
 """What tests change in the configuration, so as not to wait for it."""
 
 
@@ -106,6 +102,12 @@ class Node:
                 start_new_session=True,
             )
 
+    def watchers(self) -> list[processes.Stat]:
+        """Its keepalived: the process that was started, and the one that does the work."""
+        assert self.keepalived is not None
+        found = processes.stat(self.keepalived.pid)
+        return [*([found] if found else []), *processes.children(self.keepalived.pid)]
+
     def here(self) -> bool:
         """Whether it has the address, on its network."""
         return ADDRESS in self.inside.run("ip", "-o", "-4", "address", "show", "dev", "eth0")
@@ -129,28 +131,31 @@ class Node:
         self.forwarder.kill()
         self.forwarder = None
 
-    def kill_keepalived(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Both of its processes, or the one that tells the other one."""
+    def stop_keepalived(self) -> None:
+        """As systemd does: it tells the other one."""
+        self._end_keepalived(signal.SIGTERM)
+
+    def _end_keepalived(self, number: signal.Signals) -> None:
         if self.keepalived is None:
             return
-        pid, self.keepalived = self.keepalived, None
+        process, self.keepalived = self.keepalived, None
         if number == signal.SIGKILL:
-            # Its children are in the session that it has been given, and nobody else is.
-            os.killpg(pid.pid, number)
+            # Its child is in the session that it has been given, and nobody else is.
+            os.killpg(process.pid, number)
         else:
-            pid.send_signal(number)
-        pid.wait(deadline.seconds(10))
+            process.send_signal(number)
+        process.wait(deadline.seconds(10))
 
     def die(self) -> None:
         """As if the power were gone: no more packets, no more processes."""
         self.network.run("ip", "link", "set", self.name, "down")
-        self.kill_keepalived()
+        self._end_keepalived(signal.SIGKILL)
         self.kill_fastfwd()
 
     def close(self) -> None:
         """End all of it."""
         try:
-            self.kill_keepalived(signal.SIGTERM)
+            self._end_keepalived(signal.SIGKILL)
         finally:
             try:
                 if self.forwarder is not None:
@@ -246,18 +251,23 @@ class Pair:
             for name in OWN:
                 config = (DEPLOY / "keepalived.conf").read_text()
                 for old, new in (QUICK if changes is None else changes).items():
-                    config, count = re.subn(rf"^( +){re.escape(old)}$", rf"\g<1>{new}", config, flags=re.MULTILINE)
+                    line = re.compile(rf"^( +){re.escape(old)}$", re.MULTILINE)
+                    config, count = line.subn(rf"\g<1>{new}", config)
                     assert count == 1, f"{old!r}: {count} lines of keepalived.conf"
                 if name == preferred:
                     config = config.replace("    priority 100\n", "    priority 140\n")
                 self.nodes[name] = Node(name, self.network, directory, config)
                 self.stack.callback(self.nodes[name].close)
-            until(lambda: self.holders() and self.call(), 15, f"somebody to have the address\n{self.logs()}")
-            # Both begin at about the same time, and may both have thought so.
-            until(lambda: len(self.holders()) == 1, what="one of them to have the address")
+            until(self.settled, 20, "one to have the address, and the other one to wait")
+            until(self.call, what="a call to be answered")
         except BaseException:
             self.close()
             raise
+
+    def settled(self) -> bool:
+        """Whether one has the address, and the other one waits."""
+        ready = all(each.said("Entering BACKUP STATE") for each in self.nodes.values())
+        return ready and len(self.holders()) == 1
 
     def holders(self) -> list[Node]:
         """Who has the address."""
@@ -276,6 +286,13 @@ class Pair:
     def moved_to(self, node: Node, seconds: float = 15) -> None:
         """Wait until it has the address, and nobody else."""
         until(lambda: self.holders() == [node], seconds, f"{node.name} to have the address\n{self.logs()}")
+
+    def switch(self, master: Node, standby: Node) -> None:
+        """As docs/pair.md says, up to where the old sessions end."""
+        standby.handover("take", ADDRESS, master.own, "eth0")
+        master.handover("keep", ADDRESS)
+        master.add_priority(-50)
+        self.moved_to(standby)
 
     def call(self) -> bool:
         """Whether a new connection is answered."""
@@ -303,7 +320,9 @@ class Pair:
 
     def logs(self) -> str:
         """What the two keepalived have said."""
-        return "\n".join(f"{each.name}:\n{each.log.read_text()}" for each in self.nodes.values() if each.log.exists())
+        return "\n".join(
+            f"{each.name}:\n{each.log.read_text()}" for each in self.nodes.values() if each.log.exists()
+        )
 
     def close(self) -> None:
         """End everything."""
@@ -327,3 +346,125 @@ def alive(sessions: list[socket.socket]) -> int:
         except OSError:
             continue
     return count
+
+
+# Measured: `python -m tests.deploy.pair`.
+
+DOCUMENT = DEPLOY.parents[1] / "docs" / "pair.md"
+BEGIN, END = "<!-- pair:figures -->\n", "<!-- pair:end -->"
+
+SESSIONS = 50
+
+Event = Callable[[Pair, Node, Node], None]
+
+
+def dies(pair: Pair, master: Node, standby: Node) -> None:
+    """No more packets, no more processes."""
+    master.die()
+
+
+def fastfwd_dies(pair: Pair, master: Node, standby: Node) -> None:
+    """All its processes are killed; keepalived lives."""
+    master.kill_fastfwd()
+
+
+def keepalived_stops(pair: Pair, master: Node, standby: Node) -> None:
+    """With a farewell."""
+    master.stop_keepalived()
+
+
+def switched(pair: Pair, master: Node, standby: Node) -> None:
+    """By the priority, with the handover."""
+    pair.switch(master, standby)
+
+
+def switched_only(pair: Pair, master: Node, standby: Node) -> None:
+    """By the priority alone."""
+    master.add_priority(-50)
+
+
+CASES: tuple[tuple[str, Event, str, int], ...] = (
+    ("the host dies", dies, "1", 10),
+    ("the host dies", dies, "0.1", 20),
+    ("fastfwd dies, keepalived sees it", fastfwd_dies, "1", 10),
+    ("fastfwd dies, keepalived sees it", fastfwd_dies, "0.1", 10),
+    ("keepalived is stopped, without a switch", keepalived_stops, "1", 10),
+    ("planned switch, priority only", switched_only, "1", 10),
+    ("planned switch with fastfwd-handover", switched, "1", 10),
+    ("planned switch with fastfwd-handover", switched, "0.1", 20),
+)
+"""What happens, with which `advert_int`, how often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """Seconds until the first new connection was answered that had begun after the event, the longest that one
+    waited for its answer, how many there were, how many of them failed, and how many sessions were lost."""
+
+    answered: float
+    longest: float
+    calls: int
+    failed: int
+    lost: int
+
+
+def measure(directory: Path, event: Event, advert: str) -> Failover:
+    """Once."""
+    with Pair(directory, {"advert_int 1": f"advert_int {advert}"}) as pair:
+        master = pair.master()
+        standby = pair.other(master)
+        sessions = pair.sessions(SESSIONS)
+        with pair.calls() as calls:
+            begun = time.monotonic()
+            event(pair, master, standby)
+            pair.moved_to(standby, 30)
+            moved = time.monotonic()
+            first = until(lambda: calls.first_after(begun), 30, "a new connection to be answered")
+            # And one more second of them, from when the new host has the address.
+            until(lambda: calls.first_after(moved + 1), 30, "new connections to be answered")
+        assert first is not None
+        concerned = [each for each in calls.done() if each.ended > begun]
+        for wrong in {each.wrong for each in concerned if each.wrong}:
+            print(f"  {wrong}", file=sys.stderr)
+        longest = max(each.took for each in concerned if not each.wrong)
+        failed = sum(bool(each.wrong) for each in concerned)
+        return Failover(first.ended - begun, longest, len(concerned), failed, SESSIONS - alive(sessions))
+
+
+def spread(values: list[float]) -> str:
+    """Median and the greatest."""
+    return f"{statistics.median(values):.2f}, {max(values):.2f}"
+
+
+def main() -> None:
+    """Measure all cases and print a table; with `--write` put it into the document."""
+    head = "what happens | `advert_int` | times | first answer (s) | longest wait (s) | new connections failed | sessions lost"
+    lines = [f"| {head} |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for title, event, advert, times in CASES:
+        found = []
+        for number in range(times):
+            print(f"{title}, advert_int {advert}: {number + 1} of {times}", file=sys.stderr)
+            with tempfile.TemporaryDirectory(prefix="pair-") as text:
+                found.append(measure(Path(text), event, advert))
+        failed, calls = sum(each.failed for each in found), sum(each.calls for each in found)
+        answered = spread([each.answered for each in found])
+        longest = spread([each.longest for each in found])
+        lost = f"{sum(each.lost for each in found)} of {times * SESSIONS}"
+        lines.append(
+            f"| {title} | {advert} s | {times} | {answered} | {longest} | {failed} of {calls:,} | {lost} |"
+        )
+        print(lines[-1], file=sys.stderr)
+    version = subprocess.run(["keepalived", "-v"], capture_output=True, text=True, check=True).stderr.split()[
+        1
+    ]
+    about = f"keepalived {version}, Linux {platform.release()}, Python {platform.python_version()}"
+    text = "\n".join([f"{about}. Median, and the greatest.", "", *lines]) + "\n"
+    print(text)
+    if sys.argv[1:] == ["--write"]:
+        before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        DOCUMENT.write_text(f"{before}{BEGIN}{text}{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
