@@ -410,7 +410,7 @@ CASES: tuple[tuple[str, Event, str, int], ...] = (
 @dataclass(frozen=True, slots=True)
 class Failover:
     """Seconds until the first new connection was answered that had begun after the event, the longest that
-    one waited for its answer, how many there were, how many of them failed, and how many sessions were lost."""
+    one waited for its answer, how many there were, how many failed, and how many sessions were lost."""
 
     answered: float
     longest: float
