@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import re
 import shutil
 import signal
@@ -44,10 +45,17 @@ DEPLOY = Path(__file__).parents[2] / "deploy" / "keepalived"
 PLACE = Path("/etc/keepalived")
 PRIORITY = Path("/run/fastfwd-priority")
 
-ADDRESS = "192.0.2.10"
-BACKEND = "192.0.2.1"
-OWN = {"fw1": "192.0.2.2", "fw2": "192.0.2.3"}
+ADDRESS, ADDRESS6 = "192.0.2.10", "2001:db8::10"
+BACKEND, BACKEND6 = "192.0.2.1", "2001:db8::1"
+OWN = {"fw1": ("192.0.2.2", "2001:db8::2"), "fw2": ("192.0.2.3", "2001:db8::3")}
 """As in the file of deploy/, but for the backend, which is on the same network here."""
+
+EXCLUDED = """\
+    # virtual_ipaddress_excluded {
+    #     2001:db8::10/64 dev eth0
+    # }
+"""
+"""What whoever has IPv6 takes the comment signs from."""
 
 PORT, BEHIND = 2001, 3001
 
@@ -63,7 +71,7 @@ class Node:
 
     def __init__(self, name: str, network: Sandbox, directory: Path, config: str) -> None:
         self.name = name
-        self.own = OWN[name]
+        self.own, self.own6 = OWN[name]
         self.network = network
         self.directory = directory / name
         self.directory.mkdir()
@@ -78,11 +86,16 @@ class Node:
             for each in DEPLOY.iterdir():
                 self.inside.call(shutil.copy, each, PLACE)
             self.inside.call((PLACE / "keepalived.conf").write_text, config)
+            notify = (DEPLOY / "fastfwd-notify").read_text()
+            both = notify.replace(f":-{ADDRESS}}}", f":-{ADDRESS} {ADDRESS6}}}")
+            assert both != notify
+            self.inside.call((PLACE / "fastfwd-notify").write_text, both)
             pid = str(network.call(threading.get_native_id))
             self.inside.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", name, "netns", pid)
             network.run("ip", "link", "set", name, "master", "lan", "up")
             self.inside.run("ip", "link", "set", "eth0", "up")
             self.inside.run("ip", "address", "add", f"{self.own}/24", "dev", "eth0")
+            self.inside.run("ip", "address", "add", f"{self.own6}/64", "dev", "eth0", "nodad")
             self.serve()
             self.watch()
         except BaseException:
@@ -91,8 +104,9 @@ class Node:
 
     def serve(self) -> None:
         """Start fastfwd."""
-        line = f"{ADDRESS} {PORT} {BACKEND} {BEHIND} [freebind=on]\nmetrics 127.0.0.1:9464\n"
-        self.forwarder = self.inside.call(Forwarder, self.directory, line, workers=1)
+        lines = [f"{each} {PORT} {BACKEND} {BEHIND} [freebind=on]" for each in (ADDRESS, ADDRESS6)]
+        config = "\n".join([*lines, "metrics 127.0.0.1:9464", ""])
+        self.forwarder = self.inside.call(Forwarder, self.directory, config, workers=1)
 
     def watch(self) -> None:
         """Start keepalived."""
@@ -254,6 +268,7 @@ class Pair:
             self.network.run("ip", "link", "add", "lan", "type", "bridge")
             self.network.run("ip", "link", "set", "lan", "up")
             self.network.run("ip", "address", "add", f"{BACKEND}/24", "dev", "lan")
+            self.network.run("ip", "address", "add", f"{BACKEND6}/64", "dev", "lan", "nodad")
             self.backend: Server = self.network.call(Server, echo, host=BACKEND, port=BEHIND)
             self.stack.callback(self.backend.close)
             for name in OWN:
@@ -262,6 +277,8 @@ class Pair:
                     line = re.compile(rf"^( +){re.escape(old)}$", re.MULTILINE)
                     config, count = line.subn(rf"\g<1>{new}", config)
                     assert count == 1, f"{old!r}: {count} lines of keepalived.conf"
+                assert EXCLUDED in config
+                config = config.replace(EXCLUDED, EXCLUDED.replace("# ", ""))
                 if name == preferred:
                     config = config.replace("    priority 100\n", "    priority 140\n")
                 self.nodes[name] = Node(name, self.network, directory, config)
@@ -301,7 +318,9 @@ class Pair:
     def switch(self, master: Node, standby: Node) -> None:
         """As docs/pair.md says, up to where the old sessions end."""
         standby.handover("take", ADDRESS, master.own, "eth0")
+        standby.handover("take", ADDRESS6, master.own6, "eth0")
         master.handover("keep", ADDRESS)
+        master.handover("keep", ADDRESS6)
         master.add_priority(-50)
         self.moved_to(standby)
 
@@ -319,11 +338,11 @@ class Pair:
         finally:
             calls.stop()
 
-    def sessions(self, count: int) -> list[socket.socket]:
+    def sessions(self, count: int, address: str = ADDRESS) -> list[socket.socket]:
         """So many, each of which has been answered once."""
         made = []
         for _ in range(count):
-            client = self.network.call(connect, (ADDRESS, PORT))
+            client = self.network.call(connect, (address, PORT))
             self.stack.enter_context(client)
             made.append(client)
         assert alive(made) == count
@@ -426,6 +445,8 @@ def measure(directory: Path, event: Event, advert: str) -> Failover:
         standby = pair.other(master)
         sessions = pair.sessions(SESSIONS)
         with pair.calls() as calls:
+            # At any point between two advertisements, or two checks.
+            time.sleep(random.uniform(0, 1))
             begun = time.monotonic()
             event(pair, master, standby)
             pair.moved_to(standby, 30)

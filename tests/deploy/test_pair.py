@@ -15,7 +15,7 @@ import pytest
 
 from tests import processes
 from tests.deadline import until
-from tests.deploy.pair import ADDRESS, QUICK, Call, Pair, alive
+from tests.deploy.pair import ADDRESS, ADDRESS6, QUICK, Call, Pair, alive
 from tests.peers import require_peer
 
 SESSIONS = 20
@@ -33,8 +33,8 @@ def pair(tmp_path: Path) -> Iterator[StartPair]:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """A planned switch, as docs/pair.md has it: sessions that are alive after each step, new connections that
-    failed, how the old program ended."""
+    """A planned switch, as docs/pair.md has it: sessions that are alive after each step, half of them over
+    IPv6, new connections that failed, how the old program ended."""
 
     calls: int
     failed: list[Call]
@@ -52,13 +52,13 @@ def switch(tmp_path_factory: pytest.TempPathFactory) -> Switch:
     with Pair(tmp_path_factory.mktemp("switch")) as pair:
         master = pair.master()
         standby = pair.other(master)
-        sessions = pair.sessions(SESSIONS)
+        sessions = pair.sessions(SESSIONS) + pair.sessions(SESSIONS, ADDRESS6)
         with pair.calls() as calls:
             pair.switch(master, standby)
             begun = len(calls.calls)
             until(lambda: len(calls.calls) > begun + 50, what="calls after the switch")
         old = alive(sessions)
-        later = pair.sessions(SESSIONS)
+        later = pair.sessions(SESSIONS) + pair.sessions(SESSIONS, ADDRESS6)
         new = alive(later)
         assert master.forwarder is not None
         master.forwarder.send(signal.SIGUSR1)
@@ -69,6 +69,7 @@ def switch(tmp_path_factory: pytest.TempPathFactory) -> Switch:
         ended = master.forwarder.wait()
         for node in (master, standby):
             node.handover("end", ADDRESS)
+            node.handover("end", ADDRESS6)
         return Switch(len(calls.done()), calls.failed(), old, new, draining, ended, alive(later))
     raise AssertionError("unreachable")
 
@@ -81,17 +82,17 @@ def test_a_planned_switch_loses_no_new_connection(switch: Switch) -> None:
 
 def test_a_planned_switch_loses_no_session(switch: Switch) -> None:
     """They go on at the host that has them, and new ones begin at the other one."""
-    assert (switch.old, switch.new) == (SESSIONS, SESSIONS)
+    assert (switch.old, switch.new) == (2 * SESSIONS, 2 * SESSIONS)
 
 
 def test_the_old_host_drains(switch: Switch) -> None:
     """Its fastfwd ends with the last session, which ends when its client wants it."""
-    assert (switch.draining, switch.ended) == (SESSIONS, 0)
+    assert (switch.draining, switch.ended) == (2 * SESSIONS, 0)
 
 
 def test_the_new_host_goes_on(switch: Switch) -> None:
     """When all that was set up for the switch is gone."""
-    assert switch.left == SESSIONS
+    assert switch.left == 2 * SESSIONS
 
 
 def test_a_switch_without_the_handover(pair: StartPair) -> None:
@@ -99,7 +100,7 @@ def test_a_switch_without_the_handover(pair: StartPair) -> None:
     backend by the one that has no address for them any more."""
     made = pair()
     master = made.master()
-    sessions = made.sessions(SESSIONS)
+    sessions = made.sessions(SESSIONS) + made.sessions(SESSIONS, ADDRESS6)
     master.add_priority(-50)
     made.moved_to(made.other(master))
     until(lambda: not made.backend.open, 5, "the backend to hear of it")
