@@ -51,7 +51,8 @@ def test_shell_scripts(script: Path) -> None:
 def host() -> Iterator[Sandbox]:
     """A host as the configuration expects it, with the scripts in their place."""
     with Sandbox(network=True) as inside:
-        inside.cover(PLACE)
+        for place in (PLACE, Path("/run")):
+            inside.cover(place)
         for each in DEPLOY.iterdir():
             inside.call(shutil.copy, each, PLACE)
         inside.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other")
@@ -144,3 +145,52 @@ def test_a_wrong_word() -> None:
     """Fails, and does not serve."""
     assert ran(CHECK, "nonsense").returncode == 1
     assert ran(CHECK, "a", "b", "c").returncode == 2
+
+
+# fastfwd-handover
+
+
+ARP = Path("/proc/sys/net/ipv4/conf/all")
+
+
+def state(host: Sandbox) -> tuple[str, ...]:
+    """What it may change: addresses, rules, whom neighbours are told of."""
+    return (
+        host.run("ip", "-o", "address", "show", "dev", "lo"),
+        host.run("nft", "list", "ruleset"),
+        *(host.call((ARP / name).read_text) for name in ("arp_ignore", "arp_announce")),
+    )
+
+
+@pytest.mark.parametrize(("address", "other"), [("192.0.2.10", "192.0.2.2"), ("2001:db8::10", "2001:db8::2")])
+def test_an_end_leaves_nothing(host: Sandbox, address: str, other: str) -> None:
+    """Of what was set up, each step of it twice."""
+    before = state(host)
+    for _ in range(2):
+        host.run("sh", str(HANDOVER), "keep", address)
+        host.run("sh", str(HANDOVER), "take", address, other, "eth0")
+    during = state(host)
+    for _ in range(2):
+        host.run("sh", str(HANDOVER), "end", address)
+    assert all(old != new for old, new in zip(before, during, strict=True))
+    assert state(host) == before
+
+
+def test_conntrack_that_is_strict(host: Sandbox) -> None:
+    """It would take all packets of old sessions for invalid: refused, and nothing left."""
+    before = state(host)
+    host.sysctl("net.netfilter.nf_conntrack_tcp_loose", "0")
+    done = host.call(ran, "sh", HANDOVER, "take", "192.0.2.10", "192.0.2.2", "eth0")
+    assert done.returncode == 1
+    assert "nf_conntrack_tcp_loose" in done.stderr
+    assert state(host) == before
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("keep",), ("take", "192.0.2.10"), ("end", "eth0; true"), ("x", "::1")]
+)
+def test_wrong_words(words: str) -> None:
+    """Say how it is meant."""
+    done = ran("sh", HANDOVER, *words.split())
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ")
