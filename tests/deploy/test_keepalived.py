@@ -186,9 +186,7 @@ def test_conntrack_that_is_strict(host: Sandbox) -> None:
     assert state(host) == before
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("keep",), ("take", "192.0.2.10"), ("end", "eth0; true"), ("x", "::1")]
-)
+@pytest.mark.parametrize("words", ["", "keep", "take 192.0.2.10", "end eth0;true", "nonsense ::1"])
 def test_wrong_words(words: str) -> None:
     """Say how it is meant."""
     done = ran("sh", HANDOVER, *words.split())
