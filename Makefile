@@ -12,6 +12,7 @@
 #   make bench-quick  one short round of the same, to look at: two minutes
 #   make faults       the whole campaign of faults (55 minutes), and its table in docs/reliability.md: best as root
 #   make soak         its row 40 alone: twenty minutes of load and faults at random (SOAK=minutes)
+#   make failover     a pair of firewalls fails over a hundred times, for the figures in docs/pair.md: as root
 #   make rsync-tls    real rsync over TLS, end to end on this machine: deploy/examples/rsync-tls
 #   make clean        remove everything these made
 #
@@ -23,7 +24,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs man check-deploy wheel deb bench bench-quick faults soak rsync-tls clean
+.PHONY: help run test check docs man check-deploy wheel deb bench bench-quick faults soak failover rsync-tls clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -87,6 +88,9 @@ faults: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	$(PY) -m tests.faults.soak $(SOAK)
+
+failover: $(VENV)/.installed-dev
+	$(PY) -m tests.deploy.pair --write
 
 rsync-tls: $(VENV)/.installed
 	@FASTFWD='$(abspath $(PY)) -m fastfwd' deploy/examples/rsync-tls/try.sh

@@ -30,7 +30,7 @@ LARGE = 1 << 20
 """Bytes of another one."""
 
 
-def enter_namespace() -> bool:
+def enter_namespace(module: str = "bench") -> bool:
     """Continue in a network namespace of our own, if this is root and unshare(1) is here; the
     program starts again for that. Returns whether we are in one."""
     if INSIDE in os.environ:
@@ -40,7 +40,7 @@ def enter_namespace() -> bool:
     if os.geteuid() or unshare is None or installed("ip") is None:
         return False
     os.environ[INSIDE] = "1"
-    return os.execv(unshare, [unshare, "--net", "--", sys.executable, "-m", "bench", *sys.argv[1:]])
+    return os.execv(unshare, [unshare, "--net", "--", sys.executable, "-m", module, *sys.argv[1:]])
 
 
 def raise_limits() -> None:

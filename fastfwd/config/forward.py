@@ -132,10 +132,19 @@ def _without_partner(forward: Forward, found: dict[str, Any]) -> Iterator[tuple[
         yield from ((name, "with one backend") for name in BALANCING if OPTIONS[name].field in found)
     elif "affinity_entries" in found and not forward.affinity_ttl:
         yield "affinity-max-entries", "without 'affinity-ttl'"
-    if forward.freebind and not any(each.sources for each in forward.backends):
-        yield "freebind", "without 'src'"
+    if (
+        forward.freebind
+        and not any(each.sources for each in forward.backends)
+        and _everywhere(forward.listen)
+    ):
+        yield "freebind", "without 'src' or an address to listen on"
     if all(each.endpoint.unix for each in forward.backends):
         yield from ((name, "towards a Unix socket") for name in ("device", "mark", "dscp") if name in found)
+
+
+def _everywhere(listen: Endpoint) -> bool:
+    """Whether it is listened on no address that could be missing."""
+    return listen.unix or listen.host in {"0", "0.0.0.0", "::"}
 
 
 def _wrong_together(forward: Forward, found: dict[str, Any], wrong: Say) -> None:

@@ -182,6 +182,12 @@ GROUPS: Final = {
             "how long an address of a backend has to accept; `0`: as long as the kernel tries",
             "the [directive's](#limits)",
         ),
+        "freebind": Option(
+            "freebind",
+            SWITCH,
+            "whether the `bindaddress`, and `src=`, may be addresses that are not here yet: of a "
+            "[pair](pair.md), the one that waits",
+        ),
         "keepalive": Option(
             "keepalive", SWITCH, "keepalive probes on both sides, the first after 60 s of silence"
         ),
@@ -225,11 +231,9 @@ GROUPS: Final = {
             name("addresses to dial from", form="ADDRESS"),
             "connect to the backend from this local address. If it is not local, the connection fails; it "
             "never goes out from another one. `NETWORK/BITS`, or several with `;` between: a pool of them, "
-            f"at most {MOST_SOURCES}, each in its turn: every address has some 28,000 ports for one backend",
+            f"at most {MOST_SOURCES}, each in its turn: every address has some 28,000 ports for one backend, "
+            "and as many for all UDP flows together",
             "the kernel's choice",
-        ),
-        "freebind": Option(
-            "freebind", SWITCH, "whether `src=` may be an address that is not here yet (a cluster's)"
         ),
         "device": Option(
             "device",

@@ -19,7 +19,7 @@ from fastfwd.config.wording import counted
 from fastfwd.model import Address, Config, ConfigError, Endpoint, Forward, Problem, Protocol
 from fastfwd.supervisor.inherited import Inherited
 from fastfwd.supervisor.unixsocket import UnixListener, adopt_unix, name, open_unix
-from fastfwd.worker.dial import NO_ROOM, tune
+from fastfwd.worker.dial import IP_FREEBIND, IPV6_FREEBIND, NO_ROOM, tune
 from fastfwd.worker.udp import ask_for_address, is_any
 
 BACKLOG: Final = 65535
@@ -205,7 +205,13 @@ class Listeners:
         port = group[0].getsockname()[1] if group else listen.port
         try:
             while len(group) < self.slots and not whole:
-                sock = bind(place.address, port, join=join or bool(group), kind=KINDS[listen.protocol])
+                sock = bind(
+                    place.address,
+                    port,
+                    join=join or bool(group),
+                    kind=KINDS[listen.protocol],
+                    absent=place.forward.freebind,
+                )
                 group.append(sock)
                 port = sock.getsockname()[1]
             for sock in group:
@@ -221,10 +227,16 @@ class Listeners:
 
 
 def bind(
-    address: Address, port: int, *, join: bool, kind: socket.SocketKind = socket.SOCK_STREAM
+    address: Address,
+    port: int,
+    *,
+    join: bool,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+    absent: bool = False,
 ) -> socket.socket:
     """A non-blocking socket bound to `port` of `address`, for TCP or for UDP; `join` lets it share the
-    port with our own sockets there. Raises OSError."""
+    port with our own sockets there; `absent` lets the address be one that this host does not have now.
+    Raises OSError."""
     sock = socket.socket(address.family, kind)
     try:
         sock.setblocking(False)
@@ -235,6 +247,11 @@ def bind(
         if address.family == socket.AF_INET6:
             # `::` takes IPv4 clients too, whatever net.ipv6.bindv6only says.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if absent:  # the half of a pair that waits binds the address before it has it
+            if address.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         # The first socket binds without SO_REUSEPORT and so fails if any other process has
         # the port; with it, a second copy of the program would get half of the clients. Set
         # afterwards it lets those in that join.
