@@ -38,7 +38,8 @@ ASKED = 20
 )
 @pytest.mark.timeout(deadline.seconds(600))
 def test_upgrades_under_load(row: Row, watched: StartWatched) -> None:
-    """Calls, streams and datagrams; forwards come and go with the upgrades, and so do workers."""
+    """Calls, streams and datagrams; forwards come and go with the upgrades. The workers are always two: with
+    fewer, a datagram on its way to a socket that goes may be lost (docs/decisions/0013)."""
     port, udp, *others = (free_port() for _ in range(4))
     upgrades, took = scaled(4, 50), []
     with serve_apart("echo") as behind, UdpBackend() as echoes:
@@ -49,7 +50,7 @@ def test_upgrades_under_load(row: Row, watched: StartWatched) -> None:
             for number in range(upgrades):
                 found.load.more(scaled(20, 60))
                 added = "".join(f"{HOST} {each} {target}" for each in others[: number % 3])
-                running.configure(f"workers {2 + number % 2}\n" + kept + added)
+                running.configure(kept + added if number % 2 else added + kept)
                 began = time.monotonic()
                 running.upgrade()
                 took.append(time.monotonic() - began)

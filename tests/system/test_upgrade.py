@@ -354,14 +354,16 @@ def test_datagrams_are_answered_by_fewer_workers(forwarder: StartForwarder) -> N
     """No client is led to a socket that the old program has left open and nobody reads."""
     with UdpBackend() as behind:
         port = free_port()
-        line = f"{HOST} {port}/udp {behind.host} {behind.port}/udp\n"
+        line = f"{HOST} {port}/udp {behind.host} {behind.port}/udp [timeout=1]\n"
         running = forwarder(line, workers=3)
+        old = running.pid
         for _ in range(10):
             with udp_client((HOST, port)) as client:  # a flow on every worker, most likely
                 client.send(b"before")
                 assert client.recv(LARGEST) == b"before"
         running.configure(line + "workers 1\n")
         running.upgrade()
+        until(lambda: ended(old), 20, "the end of the old program")
         for _ in range(20):
             with udp_client((HOST, port)) as client:
                 client.send(b"after")
