@@ -158,18 +158,6 @@ def test_the_playbook_s_syntax() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_yamllint() -> None:
-    """No key twice, no word that some take for a boolean, one way to indent."""
-    rules = "{extends: default, rules: {line-length: {max: 120}}}"
-    done = subprocess.run(
-        [sys.executable, "-m", "yamllint", "--strict", "-d", rules, str(FILES)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-
-
 def test_every_variable_is_documented() -> None:
     """README.md has those of defaults/main.yml, in that order, and no other."""
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())

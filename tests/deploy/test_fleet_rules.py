@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tests import deadline
 from tests.conftest import StartForwarder
 from tests.deadline import until
 from tests.forwarder import Forwarder
@@ -21,27 +19,12 @@ from tests.servers import answer_at_end, serve
 from tests.sockets import connect, finish, read_to_end
 from tests.system.metrics import metrics_url
 from tests.system.prometheus import Prometheus
+from tests.system.test_prometheus_rules import FILES, promtool
 
-FILES = Path(__file__).parents[2] / "deploy" / "prometheus"
 FLEET = FILES / "fleet.rules.yml"
 RULES = [FILES / "fastfwd.rules.yml", FLEET]
 
 RECORDS = [rule["record"] for group in yaml.safe_load(FLEET.read_text())["groups"] for rule in group["rules"]]
-
-
-def promtool(*arguments: object) -> str:
-    """Run promtool in the rules' directory; it must succeed."""
-    done = subprocess.run(
-        [require_peer("promtool"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=FILES,
-        timeout=deadline.seconds(60),
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
 
 
 def test_the_rule_file() -> None:
