@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests import deadline
@@ -21,12 +22,13 @@ PACKAGES = ("python3", "systemd", "rinetd", "logrotate", "man-db")
 """What the packages depend on, replace, and are read with."""
 
 
-def debootstrap(directory: Path) -> Path:
-    """The files of a minimal Debian of this host's release with `PACKAGES`, from this host's archive."""
+def debootstrap(directory: Path, release: str = "", packages: Sequence[str] = PACKAGES) -> Path:
+    """The files of a minimal Debian with `packages`, of this host's release unless another is named, from the
+    archive that this host's apt knows."""
     require_root()
-    release = dict(
+    ours = dict(
         line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    ).get("VERSION_CODENAME")
+    ).get("VERSION_CODENAME", "")
     targets = subprocess.run(
         [
             *(require_peer("apt-get"), "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)"),
@@ -36,14 +38,15 @@ def debootstrap(directory: Path) -> Path:
         text=True,
         check=True,
     ).stdout
-    mirrors = [line.split()[2] for line in targets.splitlines() if line.split()[:2] == [release, "main"]]
+    mirrors = [line.split()[2] for line in targets.splitlines() if line.split()[:2] == [ours, "main"]]
     if not mirrors:
-        lack(f"apt knows no archive of Debian {release}; after apt-get update it may")
+        lack(f"apt knows no archive of Debian {ours}; after apt-get update it may")
     root = directory / "root"
     done = subprocess.run(
         [
-            *(require_peer("debootstrap"), "--variant=minbase", f"--include={','.join(PACKAGES)}"),
-            *(str(release), str(root), mirrors[0]),
+            *(require_peer("debootstrap"), "--variant=minbase"),
+            *([f"--include={','.join(packages)}"] if packages else []),
+            *(release or ours, str(root), mirrors[0]),
         ],
         capture_output=True,
         text=True,

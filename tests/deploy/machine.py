@@ -158,7 +158,7 @@ class Booted:
         """Do `work(*arguments, **options)` in its network, and return the result."""
         return self.thread.submit(work, *arguments, **options).result()
 
-    def try_run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def try_run(self, *command: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command inside, as root, to its end."""
         return subprocess.run(
             [*("nsenter", "-t", str(self.init), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"), *command],
@@ -166,7 +166,7 @@ class Booted:
             capture_output=True,
             text=True,
             check=False,
-            timeout=deadline.seconds(60),
+            timeout=deadline.seconds(seconds),
             env={"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
         )
 
