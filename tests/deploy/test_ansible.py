@@ -2,7 +2,7 @@
 it writes to are covered by layers that vanish with the test.
 
 What is about the configuration does without systemd: a `systemctl` of the test's own notes what it is asked,
-and passes a reload on to a program that runs. The installation and the upgrade have a systemd that has booted.
+and passes a reload on to a program that runs. Installation and upgrade have a systemd that has booted.
 """
 
 from __future__ import annotations
