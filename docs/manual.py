@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode as Node
+from reference import bring_up_to_date
 
 from fastfwd import __version__
 
@@ -359,18 +360,9 @@ def _example(text: str) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Write what is stale, or say so."""
-    stale = 0
-    for page in PAGES:
-        path = DOCS / "man" / f"{page.name}.{page.section}"
-        made = roff(page)
-        if path.exists() and path.read_text("utf-8") == made:
-            continue
-        stale = 1
-        if arguments == ["--check"]:
-            print(f"{path.name} is stale: make man", file=sys.stderr)
-        else:
-            path.write_text(made, "utf-8")
-    return stale if arguments == ["--check"] else 0
+    return bring_up_to_date(
+        ((DOCS / "man" / f"{page.name}.{page.section}", roff(page)) for page in PAGES), arguments
+    )
 
 
 if __name__ == "__main__":

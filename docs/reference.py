@@ -186,19 +186,25 @@ FIXED: Final = (
 """What no directive changes."""
 
 
-def main(arguments: list[str]) -> int:
-    """Write what is stale, or say so."""
+def bring_up_to_date(made: Iterable[tuple[Path, str]], arguments: list[str]) -> int:
+    """Write each file that is not yet what is made for it; with --check say which, and return 1 if one is."""
     stale = 0
-    for path in sorted(DOCS.glob("*.md")):
-        text = path.read_text("utf-8")
-        if (made := filled(text)) == text:
+    for path, text in made:
+        if path.exists() and path.read_text("utf-8") == text:
             continue
         stale = 1
         if arguments == ["--check"]:
             print(f"{path.name} is stale: make man", file=sys.stderr)
         else:
-            path.write_text(made, "utf-8")
+            path.write_text(text, "utf-8")
     return stale if arguments == ["--check"] else 0
+
+
+def main(arguments: list[str]) -> int:
+    """Write what is stale, or say so."""
+    return bring_up_to_date(
+        ((path, filled(path.read_text("utf-8"))) for path in sorted(DOCS.glob("*.md"))), arguments
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ _fastfwd() {
         _filedir
         return
         ;;
+    --sessions) return ;;
     esac
     $split && return
 
@@ -35,5 +36,5 @@ _fastfwd() {
         return
     fi
     mapfile -t COMPREPLY < <(compgen -W '-c --conf-file -f --foreground -t --test --explain --upgrade --status
-        --lenient --doctor -h --help -v --version' -- "$cur")
+        --doctor --sessions --lenient -h --help -v --version' -- "$cur")
 } && complete -F _fastfwd fastfwd

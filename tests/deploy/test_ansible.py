@@ -1,18 +1,20 @@
 """The role in deploy/ansible, run for real by ansible-playbook against this machine. /etc, /opt and what else
 it writes to are covered by layers that vanish with the test.
 
-systemd does not run here: a `systemctl` of the test's own notes what it is asked, and passes a reload on to a
-program that runs.
+What is about the configuration does without systemd: a `systemctl` of the test's own notes what it is asked,
+and passes a reload on to a program that runs. Installation and upgrade have a systemd that has booted.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ from typing import Any
 import pytest
 import yaml
 
+import fastfwd
 from tests import deadline
 from tests.conftest import StartForwarder, StartServer
+from tests.deploy.machine import Machine
 from tests.forwarder import Forwarder
 from tests.peers import lack, require_root
 from tests.ports import free_port
-from tests.servers import echo
+from tests.servers import echo, serve
 from tests.sockets import connect, finish, read_exactly, read_to_end
 from tests.system.namespaces import Sandbox
 
@@ -40,9 +44,7 @@ SYSTEMCTL = """\
 # What a test has in systemd's place: the unit is there, enabled and runs.
 echo "$*" >>{said}
 case "$*" in
-*--value*) cat {main} ;;
 show*) printf 'LoadState=loaded\\nActiveState=active\\nSubState=running\\nUnitFileState=enabled\\n' ;;
-*--signal=USR2*) echo 4321 >{main} ;;
 reload*) kill -HUP "$(cat {running})" ;;
 esac
 """
@@ -113,8 +115,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
             work.mkdir()
             options = f"lowerdir={name},upperdir={upper},workdir={work}"
             inside.run("mount", "-t", "overlay", "fastfwd-test", "-o", options, name)
-        (tmp_path / "main").write_text("1234\n")
-        text = SYSTEMCTL.format(said=tmp_path / "asked", main=tmp_path / "main", running=tmp_path / "running")
+        text = SYSTEMCTL.format(said=tmp_path / "asked", running=tmp_path / "running")
         script(inside, Path("/usr/local/bin/systemctl"), text)
         script(
             inside,
@@ -132,9 +133,7 @@ def script(inside: Sandbox, path: Path, text: str) -> None:
 
 def quiet(host: Host) -> None:
     """A systemctl for which nothing runs that could be sent a signal."""
-    text = SYSTEMCTL.format(
-        said=host.directory / "asked", main=host.directory / "main", running=host.directory / "running"
-    )
+    text = SYSTEMCTL.format(said=host.directory / "asked", running=host.directory / "running")
     without = re.sub(r"(?m)^reload\*.*\n", "", text)
     script(host.inside, Path("/usr/local/bin/systemctl"), without)
 
@@ -156,18 +155,6 @@ def test_the_playbook_s_syntax() -> None:
         timeout=deadline.seconds(60),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_yamllint() -> None:
-    """No key twice, no word that some take for a boolean, one way to indent."""
-    rules = "{extends: default, rules: {line-length: {max: 120}}}"
-    done = subprocess.run(
-        [sys.executable, "-m", "yamllint", "--strict", "-d", rules, str(FILES)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
 
 
 def test_every_variable_is_documented() -> None:
@@ -268,39 +255,111 @@ def test_a_session_outlives_a_change(host: Host, forwarder: StartForwarder, back
         assert read_to_end(client).data == b"new"
 
 
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """One without fastfwd, and with what the role takes from the controlling host: a wheel of this tree, and
+    those of its libraries for the Python of Debian."""
+    version = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print(*sys.version_info[:2], sep='.')"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    dist, house = tmp_path / "dist", tmp_path / "wheelhouse"
+    for command in (
+        ["build", "--wheel", "--outdir", str(dist), str(ROOT)],
+        [
+            *("pip", "--disable-pip-version-check", "download", "--no-deps", "--only-binary", ":all:"),
+            *(
+                "--python-version",
+                version,
+                "-d",
+                str(house),
+                "-r",
+                str(ROOT / "deploy/docker/requirements.txt"),
+            ),
+        ],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=deadline.seconds(120),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    with Machine(tmp_path) as booted:
+        booted.path("/usr/local/sbin/fastfwd").unlink()
+        shutil.copytree(dist, booted.path("/root/dist"))
+        shutil.copytree(house, booted.path("/root/wheelhouse"))
+        yield booted
+
+
+def apply(machine: Machine, **variables: Any) -> str:
+    """Run the playbook inside, with this tree's Ansible, which what it runs knows nothing of."""
+    site = yaml.safe_load((FILES / "site.yml").read_text())
+    site[0]["hosts"] = "localhost"
+    site[0]["environment"] = {"PYTHONPATH": "", "LD_LIBRARY_PATH": ""}
+    machine.write("/root/site.yml", yaml.safe_dump(site))
+    machine.write("/root/variables.yml", yaml.safe_dump(variables))
+    python = f"/opt/fastfwd/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    done = machine.try_run(
+        *("env", "HOME=/root", "PYTHONPATH=/opt/fastfwd/site", "LD_LIBRARY_PATH=/opt/fastfwd/python/lib"),
+        *("ANSIBLE_ROLES_PATH=/opt/fastfwd/tree/deploy/ansible/roles", "ANSIBLE_NOCOLOR=1"),
+        *("ANSIBLE_LOCALHOST_WARNING=false", python, "-m", "ansible.cli.playbook"),
+        *("-i", "localhost,", "-c", "local", "-e", "@/root/variables.yml", "/root/site.yml"),
+        seconds=150,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + machine.said()
+    return done.stdout
+
+
+def make_newer(wheel: Path) -> None:
+    """Give what is in a wheel another version, though its name and what pip reads stay the same."""
+    old = wheel.with_suffix(".old")
+    wheel.rename(old)
+    with zipfile.ZipFile(old) as before, zipfile.ZipFile(wheel, "w") as after:
+        for each in before.infolist():
+            data = before.read(each)
+            if each.filename == "fastfwd/__init__.py":
+                data = data.replace(fastfwd.__version__.encode(), b"newer")
+            after.writestr(each, data)
+    old.unlink()
+
+
 @pytest.mark.package
 @pytest.mark.timeout(deadline.seconds(400))
-def test_an_installation_from_a_wheel(host: Host) -> None:
-    """Account, environment, command, unit, log's rotation, configuration: all there, and the command works.
-    The same again changes nothing; another wheel of the same version is upgraded to in place."""
-    dist = host.directory / "dist"
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(dist), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True, timeout=deadline.seconds(120))
-    (wheel,) = dist.glob("*.whl")
-    host.inside.call(Path("/usr/local/sbin/fastfwd").unlink)
-    variables: dict[str, Any] = {
-        "fastfwd_install": "wheel",
-        "fastfwd_wheel": str(wheel),
-        "fastfwd_python": sys.executable,
-        "fastfwd_forwards": [WEB],
-    }
-    quiet(host)
-    said = host.apply(**variables)
-    assert "failed=0" in said
-    account = host.inside.run("getent", "passwd", "fastfwd")
-    assert re.fullmatch(r"fastfwd:x:\d+:\d+:[^:]*:/:/usr/sbin/nologin\n", account)
-    assert os.fspath(host.inside.call(os.readlink, "/usr/local/sbin/fastfwd")) == "/opt/fastfwd/bin/fastfwd"
-    checked = host.inside.call(
-        subprocess.run, ["/usr/local/sbin/fastfwd", "-t", "-c", str(CONF)], capture_output=True, text=True
-    )
-    assert checked.returncode == 0, checked.stderr
-    for path in ("systemd/system/fastfwd.service", "logrotate.d/fastfwd"):
-        assert host.read(Path("/etc", path)).startswith("# ")
-    assert host.asked() == ["daemon-reload", "reload fastfwd"]
-    assert re.search(r"changed=0 .*failed=0", host.apply(**variables))
-    assert host.asked() == ["daemon-reload"]
+def test_an_installation_and_an_upgrade(machine: Machine) -> None:
+    """Account, environment, command, unit, log's rotation, configuration: all there, and the service runs.
+    The same again changes nothing. Another wheel of the same version takes over; a session goes on."""
+    (wheel,) = machine.path("/root/dist").iterdir()
+    with ExitStack() as stack:
+        port = machine.call(lambda: stack.enter_context(serve(echo)).port)
+        variables: dict[str, Any] = {
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "fastfwd_python": "/usr/bin/python3",
+            "fastfwd_wheel": f"/root/dist/{wheel.name}",
+            "fastfwd_wheelhouse": "/root/wheelhouse",
+            "fastfwd_forwards": [{"name": "web", "listen": "127.0.0.1 80", "to": f"127.0.0.1 {port}"}],
+        }
+        apply(machine, **variables)
+        account = machine.run("getent", "passwd", "fastfwd")
+        assert re.fullmatch(r"fastfwd:x:\d+:\d+:[^:]*:/:/usr/sbin/nologin\n", account)
+        assert machine.run("readlink", "/usr/local/sbin/fastfwd") == "/opt/fastfwd/bin/fastfwd\n"
+        assert machine.path("/etc/logrotate.d/fastfwd").read_text().startswith("# ")
+        assert machine.run("systemctl", "is-enabled", "fastfwd.service") == "enabled\n"
+        first = machine.show("fastfwd.service", "MainPID")
 
-    with zipfile.ZipFile(wheel, "a") as archive:
-        archive.comment = b"another build of the same version"
-    assert re.search(r"failed=0", host.apply(**variables))
-    assert host.asked() == ["daemon-reload", "kill --kill-whom=main --signal=USR2 fastfwd.service"]
+        assert re.search(r"changed=0 .*failed=0", apply(machine, **variables))
+        assert machine.show("fastfwd.service", "MainPID") == first
+
+        make_newer(wheel)
+        with machine.call(connect, ("127.0.0.1", 80)) as client:
+            client.sendall(b"before")
+            assert read_exactly(client, 6) == b"before"
+            apply(machine, **variables)
+            assert machine.show("fastfwd.service", "MainPID") != first
+            client.sendall(b"after")
+            assert read_exactly(client, 5) == b"after"
+        assert machine.run("fastfwd", "--status").startswith("fastfwd newer, ")
+        assert machine.show("fastfwd.service", "NRestarts") == "0"

@@ -37,9 +37,6 @@ CONFIGURATION = """\
 0.0.0.0 53/udp 10.1.1.4 53/udp [timeout=10,name=dns]
 """
 
-LATER = {"--doctor", "--upgrade"}
-"""Options that the files have, and the program may not have yet."""
-
 Complete = Callable[[str], set[str]]
 """A line up to the cursor, to the words that would go on."""
 
@@ -225,7 +222,7 @@ def stunnel2conf() -> set[str]:
 
 def test_every_option_is_completed(complete: Complete) -> None:
     """Those that the program has, and no others."""
-    assert complete("fastfwd -") == options(cli._parser()) | LATER
+    assert complete("fastfwd -") == options(cli._parser())
 
 
 def test_an_option_that_is_begun(complete: Complete) -> None:
@@ -249,9 +246,10 @@ def test_a_name_that_is_begun(complete: Complete) -> None:
     assert complete("fastfwd --conf-file=one.conf -t --explain 192.0.2.1 we") == {"web", "web-tls"}
 
 
-def test_nothing_is_proposed_for_an_address(complete: Complete) -> None:
+@pytest.mark.parametrize("words", ["-c one.conf -t --explain", "--doctor --sessions"])
+def test_nothing_is_proposed_for_an_address_or_a_number(complete: Complete, words: str) -> None:
     """Who knows it but the person?"""
-    assert complete("fastfwd -c one.conf -t --explain ") == set()
+    assert complete(f"fastfwd {words} ") == set()
 
 
 def test_the_second_commands_options(complete: Complete) -> None:

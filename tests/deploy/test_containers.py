@@ -28,7 +28,7 @@ from packaging.utils import canonicalize_name
 from tests import deadline, processes
 from tests.conftest import StartForwarder, StartServer
 from tests.deadline import until
-from tests.forwarder import Forwarder
+from tests.forwarder import Forwarder, run
 from tests.peers import lack, require_peer, require_root
 from tests.ports import free_port
 from tests.servers import echo
@@ -231,13 +231,7 @@ def test_what_builds_is_held() -> None:
 
 def test_the_configuration_beside_compose() -> None:
     """`fastfwd -t` has nothing to say against conf/fastfwd.conf."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fastfwd", "-t", "-c", str(FILES / "conf/fastfwd.conf")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=deadline.seconds(20),
-    )
+    done = run("-t", "-c", str(FILES / "conf/fastfwd.conf"))
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
 

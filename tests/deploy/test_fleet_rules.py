@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tests import deadline
 from tests.conftest import StartForwarder
 from tests.deadline import until
 from tests.forwarder import Forwarder
@@ -21,27 +19,12 @@ from tests.servers import answer_at_end, serve
 from tests.sockets import connect, finish, read_to_end
 from tests.system.metrics import metrics_url
 from tests.system.prometheus import Prometheus
+from tests.system.test_prometheus_rules import FILES, promtool
 
-FILES = Path(__file__).parents[2] / "deploy" / "prometheus"
 FLEET = FILES / "fleet.rules.yml"
 RULES = [FILES / "fastfwd.rules.yml", FLEET]
 
 RECORDS = [rule["record"] for group in yaml.safe_load(FLEET.read_text())["groups"] for rule in group["rules"]]
-
-
-def promtool(*arguments: object) -> str:
-    """Run promtool in the rules' directory; it must succeed."""
-    done = subprocess.run(
-        [require_peer("promtool"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=FILES,
-        timeout=deadline.seconds(60),
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
 
 
 def test_the_rule_file() -> None:
@@ -90,6 +73,7 @@ class Fleet:
         targets = config["scrape_configs"][0]["static_configs"][0]["targets"]
         targets.append(metrics_url(self.running[1]).removeprefix("http://").rstrip("/"))
         (below / "prometheus.yml").write_text(yaml.safe_dump(config))
+        self.upper = upper(directory, self.lower)
 
     def visit(self, instance: int) -> None:
         """One connection through an instance's `web`."""
@@ -100,12 +84,13 @@ class Fleet:
 
 @pytest.fixture
 def fleet(tmp_path: Path, forwarder: StartForwarder) -> Iterator[Fleet]:
-    """The two, with Prometheus ready."""
+    """The two, with both of Prometheus ready: each takes five seconds to begin with its targets."""
     require_peer("prometheus")
     with serve(answer_at_end) as backend:
         found = Fleet(tmp_path, backend.address, forwarder)
-        with found.lower:
-            found.lower.process.send_signal(signal.SIGHUP)  # read the file with both targets
+        with found.lower, found.upper:
+            for each in (found.lower, found.upper):
+                each.process.send_signal(signal.SIGHUP)  # read the file as it is now
             found.lower.wait("sum(up)", 2)
             yield found
 
@@ -123,7 +108,7 @@ def upper(directory: Path, lower: Prometheus) -> Prometheus:
     return found
 
 
-def test_a_fleet_and_its_federation(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_fleet_and_its_federation(fleet: Fleet) -> None:
     """Figures of two instances are added up, differences between them are found, and all of it, and nothing
     else, comes to the Prometheus above, with the site's name."""
     lower = fleet.lower
@@ -136,14 +121,13 @@ def test_a_fleet_and_its_federation(fleet: Fleet, tmp_path: Path) -> None:
     )
     # The evaluation may be one scrape behind; the counters themselves are exact.
     lower.wait('sum(fastfwd_connections_accepted_total{forward="web"})', 2)
-    with upper(tmp_path, lower) as above:
-        above.process.send_signal(signal.SIGHUP)
-        above.wait('job:fastfwd_instances_up:sum{job="fastfwd", site="berlin"}', 2)
-        above.wait('job:fastfwd_forwards_missing:sum{site="berlin"}', 1)
-        names = {sample.labels["__name__"] for sample in above.query('{__name__=~".*fastfwd.*"}')}
-        assert names <= set(RECORDS)
-        known = {sample.labels["__name__"] for sample in lower.query('{__name__=~"job.*:.+"}')}
-        until(lambda: known <= {s.labels["__name__"] for s in above.query('{__name__=~".*fastfwd.*"}')}, 15)
+    above = fleet.upper
+    above.wait('job:fastfwd_instances_up:sum{job="fastfwd", site="berlin"}', 2)
+    above.wait('job:fastfwd_forwards_missing:sum{site="berlin"}', 1)
+    names = {sample.labels["__name__"] for sample in above.query('{__name__=~".*fastfwd.*"}')}
+    assert names <= set(RECORDS)
+    known = {sample.labels["__name__"] for sample in lower.query('{__name__=~"job.*:.+"}')}
+    until(lambda: known <= {s.labels["__name__"] for s in above.query('{__name__=~".*fastfwd.*"}')}, 15)
     fleet.running[1].stop()
     lower.wait("job:fastfwd_instances_up:sum", 1)
     lower.wait("job:fastfwd_instances:count", 2)

@@ -24,6 +24,7 @@ import pytest
 from tests import deadline
 from tests.conftest import StartServer
 from tests.deadline import until
+from tests.deploy.debian import debootstrap
 from tests.peers import require_peer, require_root
 from tests.servers import Server, echo, source
 from tests.sockets import connect, finish, noise, read_exactly, read_to_end
@@ -72,26 +73,14 @@ class Engine:
         return self.call(*self.podman_program, *arguments, text=text, seconds=seconds, status=status)
 
     def import_base(self, name: str, release: str) -> None:
-        """A system that debootstrap makes of the mirror that this machine uses, under the base's name."""
+        """A system that debootstrap makes, under the base's name."""
         with tempfile.TemporaryDirectory(prefix="fastfwd-base-") as directory:
-            root = Path(directory, "root")
-            self.call(
-                *(require_peer("debootstrap"), "--variant=minbase", release, str(root), mirror()), seconds=300
-            )
+            root = debootstrap(Path(directory), release, ())
             if AUTHORITIES.is_dir():  # whom the machine trusts beside Debian's, a proxy's say
                 shutil.copytree(AUTHORITIES, root / AUTHORITIES.relative_to("/"), dirs_exist_ok=True)
             archive = Path(directory, "root.tar")
             self.call("tar", "-C", str(root), "-cf", str(archive), ".")
             self.podman("import", "--quiet", str(archive), name)
-
-
-def mirror() -> str:
-    """Where apt gets Debian from on this machine."""
-    for path in [*sorted(Path("/etc/apt").glob("sources.list.d/*")), Path("/etc/apt/sources.list")]:
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            if found := re.match(r"(?:URIs:|deb(?: \[.*?\])?)\s+(https?://\S+)", line):
-                return found[1]
-    pytest.fail("apt has no source that debootstrap could use")
 
 
 @pytest.fixture(scope="module")
@@ -365,11 +354,13 @@ def test_orphans_are_collected(start: Start, behind: Server) -> None:
     assert container.echoes(80)
 
 
-def test_usr2_does_no_harm(start: Start, behind: Server) -> None:
-    """The upgrade in place is not for process 1: whatever it says, the same process goes on serving."""
+def test_an_upgrade_is_refused(start: Start, behind: Server) -> None:
+    """Process 1 cannot be replaced: it says so, and goes on."""
     container = start(first_line(behind), LOW)
     before = container.pid()
     container.send(signal.SIGUSR2)
+    said = "upgrade failed: this is process 1 of a container; replace the container instead"
+    until(lambda: said in container.logs(), what="the refusal")
     assert container.echoes(80)
     assert container.pid() == before
 

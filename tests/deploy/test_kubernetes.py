@@ -25,11 +25,12 @@ from fastfwd.model import Config
 from tests import deadline
 from tests.conftest import StartForwarder
 from tests.deadline import until
-from tests.forwarder import Forwarder
+from tests.forwarder import Forwarder, run
 from tests.peers import require_peer
 from tests.ports import free_port
 from tests.servers import Server, banner, serve
 from tests.sockets import connect, finish, read_exactly, read_to_end
+from tests.system.test_prometheus_rules import promtool
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "deploy" / "kubernetes"
@@ -181,18 +182,6 @@ def test_kustomize_renders_them(directory: str) -> None:
     assert len({each["metadata"].get("namespace", each["metadata"]["name"]) for each in found}) == 1
 
 
-def test_yamllint() -> None:
-    """Every YAML file reads the same to everybody: no key twice, no word that some take for a boolean."""
-    rules = "{extends: default, rules: {line-length: {max: 130}, document-start: disable}}"
-    done = subprocess.run(
-        [sys.executable, "-m", "yamllint", "--strict", "-d", rules, str(FILES)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-
-
 # No rights.
 
 
@@ -328,13 +317,7 @@ def test_the_configuration(directory: str, tmp_path: Path) -> None:
     text = (FILES / directory / "fastfwd.conf").read_text()
     path = tmp_path / "fastfwd.conf"
     path.write_text(re.sub(r"\S+\.svc\.cluster\.local", "192.0.2.1", text))
-    done = subprocess.run(
-        [sys.executable, "-m", "fastfwd", "-t", "-c", str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=deadline.seconds(20),
-    )
+    done = run("-t", "-c", str(path))
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
@@ -431,14 +414,7 @@ def test_promtool_reads_the_rules(tmp_path: Path) -> None:
     spec = only(documents("monitoring"), "PrometheusRule")["spec"]
     path = tmp_path / "rules.yml"
     path.write_text(yaml.safe_dump(spec))
-    done = subprocess.run(
-        [require_peer("promtool"), "check", "rules", "--lint-fatal", str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=deadline.seconds(30),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool("check", "rules", "--lint-fatal", path)
     originals = [
         group
         for path in sorted((ROOT / "deploy/prometheus").glob("*.yml"))
