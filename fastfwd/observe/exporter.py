@@ -156,7 +156,8 @@ class Exporter:
         elif operation == "retire":
             # Another program's exporter has the port; who has asked us already is answered.
             self._server.deafen()
-            asyncio.get_running_loop().call_later(FAREWELL, self._stopped.set)
+            wait = 0.0 if self._server.idle else FAREWELL
+            asyncio.get_running_loop().call_later(wait, self._stopped.set)
         elif operation == "stop":
             self._stopped.set()
 

@@ -161,6 +161,11 @@ class HttpServer:
             self._loop.remove_reader(earlier)
             earlier.close()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is here."""
+        return not self._waiting and not self._ready
+
     def deafen(self) -> None:
         """Stop listening; whoever is here is answered."""
         if self._listener is not None:
