@@ -329,7 +329,8 @@ def test_answer_of_a_backend_that_closes_during_an_upload(route: StartRoute) -> 
         with slow_reader(here.address) as client, here.listener.accept() as backend:
             client.sendall(noise(1000))
             assert read_exactly(backend, 1000) == noise(1000)
-            backend.sendall(noise(ANSWER, 2))
+            # All of it: a socket that is closed, and gets bytes, loses what it still has to send.
+            send_all_the_way(backend, noise(ANSWER, 2))
             backend.close()
             wait_for_bytes(client)
             upload(client, noise(10_000_000))
