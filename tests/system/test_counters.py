@@ -554,7 +554,7 @@ def test_open_files_of_workers(here: Route) -> None:
     def told() -> bool:
         found = scrape(url)
         return all(
-            found[series("worker_open_fds", slot=str(slot))] == len(processes.descriptors(pid))
+            found.get(series("worker_open_fds", slot=str(slot))) == len(processes.descriptors(pid))
             for slot, pid in here.forwarder.workers().items()
         )
 
