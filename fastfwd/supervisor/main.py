@@ -469,7 +469,6 @@ class Supervisor:
     def _begin(self, ready: Callable[[], None]) -> None:
         """All workers serve, and nobody else does what only one can do."""
         self._ready = None
-        # Not before: /readyz must not say for a moment that nobody serves.
         if self.predecessor is not None:
             self.listeners.own()
             self.metrics.own()
@@ -480,6 +479,7 @@ class Supervisor:
                     log.error("%s", error.problems[0])
             self.predecessor.pidfile("")
             if self._wanted(EXPORTER):
+                # Not before: /readyz must not say for a moment that nobody serves.
                 self._replace(EXPORTER, time.monotonic())
         self.books.state(State.SERVING)
         ready()
